@@ -1,0 +1,243 @@
+// C[M, N] (+)= A[M, K] B[K, N] with a fused epilogue (bias of a row or a column, ReLU), for any size.
+//
+// The scheme is GotoBLAS's: B is packed into panels of kColumns columns, A into panels of at most kRows rows, and a register
+// tile of rows x columns accumulates over a block of K. The packing reads through a "source", a small struct that knows how
+// to produce a panel: a strided matrix, its transpose, a masked gradient, an image seen as a matrix.
+// No sum is split between threads and the tiling depends on the sizes alone: results are bitwise the same for any number.
+#pragma once
+
+#include "simd.h"
+
+namespace ts::TS_ISA {
+
+// Register tile: rows x 2 vectors. AVX-512 has 32 registers: 14 x 2 sums + 2 of B + 1 of A. Others have 16: 6 x 2 + 2 + 1.
+#if defined(__AVX512F__)
+constexpr int kRows = 14;
+#else
+constexpr int kRows = 6;
+#endif
+template <class T>
+constexpr int kColumns = 2 * kLanes<T>;
+// A panel of B of this depth (256 x 32 floats) is 32 KB: half stays in a 32 KB L1 while the tiles of A pass over it.
+constexpr int64_t kDepth = 256;
+// Columns packed at a time: 256 x 2048 floats are 2 MB, which the last-level cache holds for all cores.
+constexpr int64_t kWide = 2048;
+
+template <class T>
+struct Epilogue {
+  const T* row_bias = nullptr;  // [M], added to every column
+  const T* column_bias = nullptr;  // [N], added to every row
+  bool relu = false;
+  bool accumulate = false;  // add to what C holds
+};
+
+// A matrix a[i * row_stride + k * column_stride] as the left factor. A panel is panel[k * rows + i].
+template <class T>
+struct LeftStrided {
+  const T* a;
+  int64_t row_stride, column_stride;
+  const T* panel(T* buffer, int64_t i0, int rows, int64_t k0, int64_t depth) const {
+    const T* src = a + i0 * row_stride + k0 * column_stride;
+    if (column_stride == 1) {
+      transpose_copy<T>(buffer, rows, src, row_stride, rows, depth);
+    } else if (row_stride == 1) {
+      for (int64_t k = 0; k < depth; ++k)
+        for (int i = 0; i < rows; ++i) buffer[k * rows + i] = src[k * column_stride + i];
+    } else {
+      for (int64_t k = 0; k < depth; ++k)
+        for (int i = 0; i < rows; ++i) buffer[k * rows + i] = src[k * column_stride + i * row_stride];
+    }
+    return buffer;
+  }
+};
+
+// A matrix b[k * row_stride + j * column_stride] as the right factor. A panel is panel[k * kColumns + j], zero beyond columns.
+template <class T>
+struct RightStrided {
+  const T* b;
+  int64_t row_stride, column_stride;
+  void panel(T* buffer, int64_t k0, int64_t depth, int64_t j0, int columns) const {
+    constexpr int W = kColumns<T>;
+    const T* src = b + k0 * row_stride + j0 * column_stride;
+    if (column_stride == 1) {
+      for (int64_t k = 0; k < depth; ++k) {
+        const T* row = src + k * row_stride;
+        if (columns == W) {
+          store<T>(buffer + k * W, load<T>(row));
+          store<T>(buffer + k * W + W / 2, load<T>(row + W / 2));
+        } else {
+          for (int j = 0; j < W; ++j) buffer[k * W + j] = j < columns ? row[j] : T(0);
+        }
+      }
+    } else {
+      if (columns < W) std::memset(buffer, 0, sizeof(T) * W * depth);
+      if (row_stride == 1) transpose_copy<T>(buffer, W, src, column_stride, columns, depth);
+      else
+        for (int64_t k = 0; k < depth; ++k)
+          for (int j = 0; j < columns; ++j) buffer[k * W + j] = src[k * row_stride + j * column_stride];
+    }
+  }
+};
+
+// One register tile: R rows, V vectors of columns (the last of which may be partly outside C), depth steps.
+template <class T, int R, int V>
+void tile(int64_t depth, const T* a, const T* b, T* c, int64_t ldc, int columns, const T* row_bias,
+          const T* column_bias, bool accumulate, bool relu_at_end) {
+  constexpr int L = kLanes<T>;
+  Vec<T> sum[R][V] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec<T> bv[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) bv[v] = load<T>(b + v * L);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+      const Vec<T> av = splat<T>(a[i]);
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sum[i][v] += av * bv[v];
+    }
+    a += R;
+    b += kColumns<T>;
+  }
+#pragma GCC unroll 2
+  for (int v = 0; v < V; ++v) {
+    const int n = v + 1 < V ? L : columns - v * L;
+    const Vec<T> cb = column_bias ? load_n<T>(column_bias + v * L, n) : Vec<T>{};
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+      T* out = c + i * ldc + v * L;
+      Vec<T> y = sum[i][v];
+      if (accumulate) y += load_n<T>(out, n);
+      if (column_bias) y += cb;
+      if (row_bias) y += splat<T>(row_bias[i]);
+      if (relu_at_end) y = relu<T>(y);
+      if (n == L) store<T>(out, y);
+      else store_n<T>(out, y, n);
+    }
+  }
+}
+
+template <class T>
+using Tile = void (*)(int64_t, const T*, const T*, T*, int64_t, int, const T*, const T*, bool, bool);
+
+template <class T, int R = kRows>
+TS_INLINE Tile<T> tile_for(int rows, int vectors) {
+  if constexpr (R == 0) return nullptr;
+  else return rows == R ? (vectors == 1 ? tile<T, R, 1> : tile<T, R, 2>) : tile_for<T, R - 1>(rows, vectors);
+}
+
+// Rows of each panel of A: equal shares rather than full panels and a small rest.
+TS_INLINE int panel_rows(int64_t M) { return M == 0 ? 1 : static_cast<int>(ceil_div(M, ceil_div(M, kRows))); }
+
+// B of all K rows, packed once for many products (recurrent weights over the steps of a sequence).
+// Layout: for each block of kDepth rows, for each panel of kColumns columns, depth x kColumns.
+template <class T>
+struct RightPacked {
+  const T* data;
+  int64_t K, N;
+  static int64_t size(int64_t K, int64_t N) { return K * ceil_div(N, kColumns<T>) * kColumns<T>; }
+  template <class Source>
+  static RightPacked pack(T* buffer, int64_t K, int64_t N, const Source& source) {
+    const int64_t panels = ceil_div(N, kColumns<T>);
+    for (int64_t k0 = 0; k0 < K; k0 += kDepth) {
+      const int64_t depth = min_of(kDepth, K - k0);
+      for (int64_t p = 0; p < panels; ++p)
+        source.panel(buffer + (k0 * panels + p * depth) * kColumns<T>, k0, depth, p * kColumns<T>,
+                     static_cast<int>(min_of<int64_t>(kColumns<T>, N - p * kColumns<T>)));
+    }
+    return {buffer, K, N};
+  }
+};
+
+// The tiles of one block of K: rows [i_begin, i_end) in panels of `rows`, over `panels` packed panels of B.
+template <class T, class Left>
+void gemm_block(const Left& left, int64_t i_begin, int64_t i_end, int rows, int64_t k0, int64_t depth, const T* packed,
+                int64_t j0, int64_t j_end, T* c, int64_t ldc, const Epilogue<T>& e, bool first, bool last) {
+  constexpr int W = kColumns<T>;
+  T* buffer = scratch<T>(Slot::pack_a, rows * depth);
+  for (int64_t i = i_begin; i < i_end; i += rows) {
+    const int r = static_cast<int>(min_of<int64_t>(rows, i_end - i));
+    const T* a = left.panel(buffer, i, r, k0, depth);
+    const Tile<T> two = tile_for<T>(r, 2), one = tile_for<T>(r, 1);
+    for (int64_t j = j0; j < j_end; j += W) {
+      const int columns = static_cast<int>(min_of<int64_t>(W, j_end - j));
+      (columns > kLanes<T> ? two : one)(depth, a, packed + (j - j0) * depth, c + i * ldc + j, ldc, columns,
+                                        last && e.row_bias ? e.row_bias + i : nullptr,
+                                        last && e.column_bias ? e.column_bias + j : nullptr,
+                                        e.accumulate || !first, last && e.relu);
+    }
+  }
+}
+
+// What to do when K = 0: the epilogue alone.
+template <class T>
+void gemm_empty(int64_t M, int64_t N, T* c, int64_t ldc, const Epilogue<T>& e) {
+  for (int64_t i = 0; i < M; ++i)
+    for (int64_t j = 0; j < N; ++j) {
+      T y = e.accumulate ? c[i * ldc + j] : T(0);
+      if (e.column_bias) y += e.column_bias[j];
+      if (e.row_bias) y += e.row_bias[i];
+      c[i * ldc + j] = e.relu && y < T(0) ? T(0) : y;
+    }
+}
+
+template <class T, class Left, class Right>
+void gemm(int64_t M, int64_t N, int64_t K, const Left& left, const Right& right, T* c, int64_t ldc,
+          const Epilogue<T>& e) {
+  if (M == 0 || N == 0) return;
+  if (K == 0) return gemm_empty<T>(M, N, c, ldc, e);
+  constexpr int W = kColumns<T>;
+  const int rows = panel_rows(M);
+  const int64_t row_panels = ceil_div(M, rows);
+  const bool many = threads() > 1 && M * N * K > kParallelWork;
+  for (int64_t j0 = 0; j0 < N; j0 += kWide) {
+    const int64_t j_end = min_of(N, j0 + kWide), panels = ceil_div(j_end - j0, W);
+    T* packed = scratch<T>(Slot::pack_b, min_of(K, kDepth) * panels * W);
+    for (int64_t k0 = 0; k0 < K; k0 += kDepth) {
+      const int64_t depth = min_of(kDepth, K - k0);
+      const bool first = k0 == 0, last = k0 + depth == K;
+      parallel(panels, many ? max_of<int64_t>(1, kParallelWork / (8 * depth * W)) : panels, [&](int64_t begin, int64_t end) {
+        for (int64_t p = begin; p < end; ++p)
+          right.panel(packed + p * depth * W, k0, depth, j0 + p * W,
+                      static_cast<int>(min_of<int64_t>(W, j_end - j0 - p * W)));
+      });
+      // Split the longer side: rows where there are panels enough for all threads, else columns.
+      if (row_panels >= threads() || row_panels >= panels) {
+        parallel(row_panels, many ? 1 : row_panels, [&](int64_t begin, int64_t end) {
+          gemm_block<T>(left, begin * rows, min_of(M, end * rows), rows, k0, depth, packed, j0, j_end, c, ldc, e, first,
+                        last);
+        });
+      } else {
+        parallel(panels, many ? 1 : panels, [&](int64_t begin, int64_t end) {
+          gemm_block<T>(left, 0, M, rows, k0, depth, packed + begin * W * depth, j0 + begin * W,
+                        min_of(j_end, j0 + end * W), c, ldc, e, first, last);
+        });
+      }
+    }
+  }
+}
+
+// The same with B packed beforehand; serial: the caller splits the rows.
+template <class T, class Left>
+void gemm_packed(int64_t M, const Left& left, const RightPacked<T>& right, T* c, int64_t ldc, const Epilogue<T>& e) {
+  if (M == 0 || right.N == 0) return;
+  if (right.K == 0) return gemm_empty<T>(M, right.N, c, ldc, e);
+  const int64_t width = ceil_div(right.N, kColumns<T>) * kColumns<T>;
+  for (int64_t k0 = 0; k0 < right.K; k0 += kDepth) {
+    const int64_t depth = min_of(kDepth, right.K - k0);
+    gemm_block<T>(left, 0, M, panel_rows(M), k0, depth, right.data + k0 * width, 0, right.N, c, ldc, e, k0 == 0,
+                  k0 + depth == right.K);
+  }
+}
+
+// sum[j] = sum over i of g[i, j]: a bias gradient.
+template <class T>
+void sum_rows(const T* g, int64_t rows, int64_t columns, T* sum) {
+  for (int64_t j = 0; j < columns; j += kLanes<T>) {
+    const int n = static_cast<int>(min_of<int64_t>(kLanes<T>, columns - j));
+    Vec<T> s[4] = {};  // four chains hide the latency of an addition
+    for (int64_t i = 0; i < rows; ++i) s[i % 4] += load_n<T>(g + i * columns + j, n);
+    store_n<T>(sum + j, (s[0] + s[1]) + (s[2] + s[3]), n);
+  }
+}
+
+}  // namespace ts::TS_ISA

@@ -1,0 +1,87 @@
+// exp, sigmoid and tanh of a vector. float32 by polynomials; float64 by libm, lane by lane.
+//
+// exp(x) = 2^n e^r with n = round(x / ln 2) and |r| <= ln 2 / 2; e^r by its Taylor polynomial of degree 7, whose truncation
+// error there is below 2^-27. tanh(x) is an odd minimax-like polynomial near 0 (where 1 - 2 / (e^2x + 1) would cancel) and
+// that quotient elsewhere. NaN stays NaN, exp(-inf) = 0, exp(inf) = inf, tanh(+-inf) = +-1.
+#pragma once
+
+#include <cmath>
+
+#include "simd.h"
+
+namespace ts::TS_ISA {
+
+TS_INLINE Vec<float> exp_vector(Vec<float> x) {
+  using V = Vec<float>;
+  using I = Mask<float>;
+  // Beyond these, exp is 0 or inf in float32; clamping keeps 2^n in range. A NaN fails both comparisons and stays.
+  V c = x > splat(89.0f) ? splat(89.0f) : x;
+  c = c < splat(-104.0f) ? splat(-104.0f) : c;
+  // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
+  const V magic = splat(12582912.0f);
+  const V n = (c * 1.44269504088896341f + magic) - magic;
+  V r = c - n * 0.693145751953125f;  // ln 2 in two parts: the first has 15 trailing zero bits, so n * part is exact
+  r = r - n * 1.42860682030941723212e-6f;
+  V p = splat(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r * r + r + 1.0f;
+  // 2^n in two factors, since n may be 128 (overflow to inf) or below -126 (gradual underflow).
+  const I exponent = __builtin_convertvector(n, I), half = exponent >> 1;
+  V low, high;
+  const I low_bits = (half + 127) << 23, high_bits = (exponent - half + 127) << 23;
+  std::memcpy(&low, &low_bits, sizeof low);
+  std::memcpy(&high, &high_bits, sizeof high);
+  return p * low * high;
+}
+
+TS_INLINE Vec<float> sigmoid_vector(Vec<float> x) { return 1.0f / (1.0f + exp_vector(-x)); }
+
+TS_INLINE Vec<float> tanh_vector(Vec<float> x) {
+  using V = Vec<float>;
+  const V zero{};
+  const V magnitude = x < zero ? -x : x;
+  const V far = 1.0f - 2.0f / (exp_vector(magnitude + magnitude) + 1.0f);
+  const V s = x * x;  // near 0: the coefficients are those of the classic Cephes tanhf
+  V p = splat(-5.70498872745e-3f);
+  p = p * s + 2.06390887954e-2f;
+  p = p * s - 5.37397155531e-2f;
+  p = p * s + 1.33314422036e-1f;
+  p = p * s - 3.33332819422e-1f;
+  const V near = x + x * s * p;
+  const V signed_far = x < zero ? -far : far;
+  return magnitude < splat(0.625f) ? near : signed_far;
+}
+
+#define TS_LANE_BY_LANE(name, expression)                 \
+  TS_INLINE Vec<double> name(Vec<double> v) {             \
+    for (int i = 0; i < kLanes<double>; ++i) {            \
+      const double x = v[i];                              \
+      v[i] = expression;                                  \
+    }                                                     \
+    return v;                                             \
+  }
+TS_LANE_BY_LANE(exp_vector, std::exp(x))
+TS_LANE_BY_LANE(sigmoid_vector, 1.0 / (1.0 + std::exp(-x)))
+TS_LANE_BY_LANE(tanh_vector, std::tanh(x))
+#undef TS_LANE_BY_LANE
+
+// Calls body(offset, lanes) for whole vectors of [0, n) and once for the rest.
+template <class T, class F>
+TS_INLINE void for_vectors(int64_t n, const F& body) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) body(i, kLanes<T>);
+  if (i < n) body(i, static_cast<int>(n - i));
+}
+template <class T>
+TS_INLINE Vec<T> load_some(const T* p, int n) { return n == kLanes<T> ? load<T>(p) : load_n<T>(p, n); }
+template <class T>
+TS_INLINE void store_some(T* p, Vec<T> v, int n) {
+  if (n == kLanes<T>) store<T>(p, v);
+  else store_n<T>(p, v, n);
+}
+
+}  // namespace ts::TS_ISA
