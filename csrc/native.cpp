@@ -1,0 +1,117 @@
+// torchsmith._native: everything native that is not a tensor op. Build facts, the CPU instruction set found and forced,
+// threads, the registry of kernels. Tensor ops are bound on the libtorch stable ABI in csrc/cpu; no torch header is
+// included here, so this module is built per Python version and never per torch version.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+#include <optional>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "build_info.h"  // written by the build: TS_VERSION, TS_FLAGS, TS_TORCH_BUILT, TS_CUDA_ARCHS
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+
+namespace {
+
+std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> parts;
+  std::istringstream stream(text);
+  for (std::string part; std::getline(stream, part, separator);)
+    if (!part.empty()) parts.push_back(part);
+  return parts;
+}
+
+std::vector<std::string> isa_built() { return split(ts_isa_built(), ','); }
+
+// What force_isa takes on this machine: every set that is built, up to the best one found.
+std::vector<std::string> isa_available() {
+  std::vector<std::string> names;
+  for (const auto& name : isa_built()) {
+    names.push_back(name);
+    if (name == ts_isa_found()) break;
+  }
+  return names;
+}
+
+[[noreturn]] void refuse_isa(const std::string& what, const std::string& name, bool known) {
+  std::string allowed;
+  for (const auto& one : isa_available()) allowed += (allowed.empty() ? "'" : ", '") + one + "'";
+  throw py::value_error(what + "'" + name + "' " + (known ? "is not available on this machine" : "is not an instruction set") +
+                        "; allowed here: " + allowed);
+}
+
+void force_isa(const std::optional<std::string>& name) {
+  if (name && name->empty()) refuse_isa("isa ", "", false);
+  if (const int rc = ts_isa_force(name ? name->c_str() : "")) refuse_isa("isa ", *name, rc == 2);
+}
+
+// The library ignores a TORCHSMITH_ISA it cannot honour; a person who sets it wants to hear so at once.
+void check_environment() {
+  const char* value = std::getenv("TORCHSMITH_ISA");
+  if (!value || !*value) return;
+  const int rc = ts_isa_force(value);
+  ts_isa_force("");
+  if (rc) refuse_isa("TORCHSMITH_ISA: ", value, rc == 2);
+}
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#else
+  return "gcc " __VERSION__;
+#endif
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = TS_VERSION;
+  info["compiler"] = compiler();
+  info["flags"] = TS_FLAGS;
+  info["torch"] = TS_TORCH_BUILT;
+  info["torch_target"] = TS_TORCH_TARGET;
+  info["python"] = PY_VERSION;
+  info["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MINOR);
+  info["isa"] = isa_built();
+  info["cuda_archs"] = split(TS_CUDA_ARCHS, ' ');
+  return info;
+}
+
+std::vector<py::dict> registry() {
+  std::vector<py::dict> rows;
+  for (const auto& line : split(ts_registry(), '\n')) {
+    std::istringstream fields(line);
+    std::string op, backend, dtypes;
+    fields >> op >> backend;
+    std::getline(fields >> std::ws, dtypes);
+    for (auto& c : dtypes)
+      if (c == ',') c = ' ';
+    py::dict row;
+    row["op"] = op;
+    row["backend"] = backend;
+    row["dtypes"] = split(dtypes, ' ');
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Build facts, CPU instruction set, threads and the registry of kernels of torchsmith.";
+  check_environment();
+  m.def("build_info", &build_info,
+        "Facts of this build: version, compiler, flags, torch built against and targeted, python, isa, cuda_archs.");
+  m.def("isa_found", [] { return std::string(ts_isa_found()); }, "The best instruction set of this machine and build.");
+  m.def("isa_active", [] { return std::string(ts_isa_active()); }, "The instruction set the CPU kernels use now.");
+  m.def("isa_built", &isa_built, "Every instruction set this build holds, least first.");
+  m.def("isa_available", &isa_available, "Every instruction set force_isa takes on this machine, least first.");
+  m.def("force_isa", &force_isa, py::arg("name").none(true),
+        "Use this instruction set from the next call on, in every thread; None goes back to TORCHSMITH_ISA or the best found.\n"
+        "Raises ValueError, naming what is allowed, for a name that is unknown or not on this machine.");
+  m.def("threads", &ts_threads, "The number of threads the CPU kernels may use: torch.get_num_threads().");
+  m.def("registry", &registry, "Every native kernel: a list of {'op', 'backend', 'dtypes'}.");
+}
