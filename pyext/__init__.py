@@ -1,0 +1,24 @@
+"""torchsmith: hand-written kernels for PyTorch.
+
+Functions: ``conv2d``, ``conv2d_relu``, ``conv2d_relu_maxpool2d``, ``max_pool2d``, ``linear``, ``linear_relu``, ``rnn_cell``,
+``rnn``, ``gru_cell``, ``gru``. Modules with the state_dict of their torch.nn twins: :mod:`torchsmith.nn`.
+"""
+
+from importlib import import_module as _import_module
+
+import torch as _torch  # first: the libraries below resolve their symbols in libtorch
+
+from . import _library as _library  # loads the C++ library, so that torch.ops.torchsmith exists
+from .dispatch import backend, explain
+from .ops import *  # noqa: F403  (every public function, gathered from the rows)
+from .ops import __all__ as _ops
+
+__version__ = _library.VERSION
+__all__ = ["__version__", "backend", "explain", "models", "native_nn", "nn", *_ops]
+_LAZY = ("models", "native_nn", "nn", "course", "data", "spec")
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return _import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

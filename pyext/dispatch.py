@@ -1,0 +1,107 @@
+"""Choosing an implementation of an op, and saying why.
+
+``cpp`` is the C++ library (CPU; CUDA where built), ``torch`` is ATen through the op's reference. ``auto`` takes ``cpp``
+where the library has a kernel for the device and dtype, else ``torch``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["BACKENDS", "Decision", "backend", "explain"]
+
+BACKENDS = ("auto", "cpp", "torch")
+KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The last choice: public op, implementation, and the reason in words."""
+
+    op: str
+    implementation: str
+    reason: str
+
+
+_active = "auto"
+_last: Decision | None = None
+
+
+class backend:  # noqa: N801  (used like torch.no_grad)
+    """Choose the implementation of every op: ``torchsmith.backend("torch")`` sets it; ``with`` restores the one before.
+
+    Args:
+        name: ``"auto"``, ``"cpp"`` or ``"torch"``. It holds for the whole process.
+
+    Raises:
+        ValueError: the name is none of these.
+    """
+
+    def __init__(self, name: str):
+        global _active
+        if name not in BACKENDS:
+            raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+        self.name, self._before = name, _active
+        _active = name
+
+    def __enter__(self) -> backend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _active
+        _active = self._before
+
+    def __repr__(self) -> str:
+        return f"torchsmith.backend({self.name!r})"
+
+
+def explain() -> Decision | None:
+    """The last choice made by a public op of this process, or None before the first."""
+    return _last
+
+
+def use_kernel(op: str, input: torch.Tensor) -> bool:
+    """Whether the C++ kernel computes this call; records the decision for :func:`explain`."""
+    if torch.compiler.is_compiling():  # traced once: nothing to record, and functorch's own state is torch's business
+        return _active != "torch" and input.dtype in KERNEL_DTYPES and _device_has_kernels(input.device.type)
+    reason = _why_not(input)
+    _remember(op, "torch" if reason else "cpp", reason or f"{input.device.type} kernel for {input.dtype}")
+    return not reason
+
+
+def _why_not(input: torch.Tensor) -> str:
+    if _active == "torch":
+        return 'backend("torch") is set'
+    if input.dtype not in KERNEL_DTYPES:
+        return f"no kernel for {input.dtype}"
+    if not _device_has_kernels(input.device.type):
+        return f"no kernel for device {input.device.type}"
+    if input.layout != torch.strided:
+        return f"no kernel for layout {input.layout}"
+    if torch._C._are_functorch_transforms_active():
+        return "inside a torch.func transform"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation is on"
+    return ""
+
+
+def _remember(op: str, implementation: str, reason: str) -> None:
+    global _last
+    if _last is None or _last.op != op or _last.reason != reason:
+        _last = Decision(op, implementation, reason)
+
+
+def _device_has_kernels(device: str) -> bool:
+    return device == "cpu" or device == "meta"
+
+
+def autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """The tensors as torch.autocast would hand them to a matrix product: float32 and 16-bit ones in its dtype."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    low = (torch.float32, torch.bfloat16, torch.float16)
+    return tuple(t.to(dtype) if t is not None and t.dtype in low else t for t in tensors)

@@ -1,0 +1,147 @@
+"""Modules on torchsmith's ops: the constructors, attributes, initialisation and state_dict of torch.nn's.
+
+``Conv2dReLU``, ``Conv2dReLUMaxPool2d`` and ``LinearReLU`` are the fused forms; their parameters are those of Conv2d and
+Linear. The same names on plain torch.nn: :mod:`torchsmith.native_nn`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import ops
+
+__all__ = ["GRU", "RNN", "Conv2d", "Conv2dReLU", "Conv2dReLUMaxPool2d", "GRUCell", "Linear", "LinearReLU", "MaxPool2d",
+           "RNNCell"]
+
+
+class Conv2d(nn.Conv2d):
+    """:class:`torch.nn.Conv2d` on :func:`torchsmith.conv2d`."""
+
+    _op = staticmethod(ops.conv2d)
+
+    def _pooling(self) -> dict:
+        return {}
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+        return self._op(input, weight, bias, self.stride, padding, self.dilation, self.groups, **self._pooling())
+
+
+class Conv2dReLU(Conv2d):
+    """``relu(conv2d(input))`` in one pass; constructor and parameters of :class:`torch.nn.Conv2d`."""
+
+    _op = staticmethod(ops.conv2d_relu)
+
+
+class PoolArguments:
+    """The constructor of the fused convolution and pool; mixed into a subclass of :class:`torch.nn.Conv2d`.
+
+    Args (after Conv2d's, by keyword):
+        pool_kernel_size, pool_stride, pool_padding: as in :class:`torch.nn.MaxPool2d`.
+    """
+
+    def __init__(self, *args, pool_kernel_size=2, pool_stride=None, pool_padding=0, **keywords):
+        super().__init__(*args, **keywords)
+        self.pool_kernel_size = pool_kernel_size
+        self.pool_stride = pool_kernel_size if pool_stride is None else pool_stride
+        self.pool_padding = pool_padding
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, pool_kernel_size={self.pool_kernel_size}, pool_stride={self.pool_stride}, " \
+               f"pool_padding={self.pool_padding}"
+
+
+class Conv2dReLUMaxPool2d(PoolArguments, Conv2d):
+    """``max_pool2d(relu(conv2d(input)))``, which is also ``relu(max_pool2d(conv2d(input)))``, in one pass."""
+
+    _op = staticmethod(ops.conv2d_relu_maxpool2d)
+
+    def _pooling(self) -> dict:
+        return {"pool_kernel_size": self.pool_kernel_size, "pool_stride": self.pool_stride, "pool_padding": self.pool_padding}
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """:class:`torch.nn.MaxPool2d` on :func:`torchsmith.max_pool2d`."""
+
+    def forward(self, input: Tensor):
+        return ops.max_pool2d(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
+                              self.return_indices)
+
+
+class Linear(nn.Linear):
+    """:class:`torch.nn.Linear` on :func:`torchsmith.linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.linear(input, self.weight, self.bias)
+
+
+class LinearReLU(nn.Linear):
+    """``relu(linear(input))`` in one pass; constructor and parameters of :class:`torch.nn.Linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return ops.linear_relu(input, self.weight, self.bias)
+
+
+def _cell(module: nn.RNNCellBase, op, input: Tensor, hx: Tensor | None, *extra) -> Tensor:
+    """torch.nn's own treatment of a cell's arguments: one sample without a batch, a missing state."""
+    name = type(module).__name__
+    for what, t in (("input", input), ("hidden", hx)):
+        if t is not None and t.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected {what} to be 1D or 2D, got {t.dim()}D instead")
+    batched = input.dim() == 2
+    input = input if batched else input.unsqueeze(0)
+    if hx is None:
+        hx = input.new_zeros(input.shape[0], module.hidden_size)
+    elif not batched:
+        hx = hx.unsqueeze(0)
+    h = op(input, hx, module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh, *extra)
+    return h if batched else h.squeeze(0)
+
+
+class RNNCell(nn.RNNCell):
+    """:class:`torch.nn.RNNCell` on :func:`torchsmith.rnn_cell`."""
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return _cell(self, ops.rnn_cell, input, hx, self.nonlinearity)
+
+
+class GRUCell(nn.GRUCell):
+    """:class:`torch.nn.GRUCell` on :func:`torchsmith.gru_cell`."""
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return _cell(self, ops.gru_cell, input, hx)
+
+
+def _sequence(module: nn.RNNBase, op, input, hx: Tensor | None, **extra):
+    data = input.data if isinstance(input, PackedSequence) else input
+    if not isinstance(input, PackedSequence):
+        if input.dim() not in (2, 3):
+            raise ValueError(f"{type(module).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        if hx is not None and hx.dim() != input.dim():
+            kind = "batched 3-D" if input.dim() == 3 else "unbatched 2-D"
+            raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
+    weight = module._flat_weights[0]
+    if data.dtype != weight.dtype and not torch.is_autocast_enabled(data.device.type):
+        raise ValueError(f"RNN input dtype ({data.dtype}) does not match weight dtype ({weight.dtype}). Convert input: "
+                         f"input.to({weight.dtype}), or convert model: model.to({data.dtype})")
+    return op(input, hx, module._flat_weights, bidirectional=module.bidirectional, batch_first=module.batch_first,
+              dropout=module.dropout, training=module.training, **extra)
+
+
+class RNN(nn.RNN):
+    """:class:`torch.nn.RNN` on :func:`torchsmith.rnn`: the whole sequence is one op."""
+
+    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None):
+        return _sequence(self, ops.rnn, input, hx, nonlinearity=self.nonlinearity)
+
+
+class GRU(nn.GRU):
+    """:class:`torch.nn.GRU` on :func:`torchsmith.gru`: the whole sequence is one op."""
+
+    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None):
+        return _sequence(self, ops.gru, input, hx)

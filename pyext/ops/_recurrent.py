@@ -1,0 +1,264 @@
+"""What rnn and gru share on the Python side: checks, packed sequences, the autograd Functions, samples.
+
+A row makes one :class:`Recurrent` and from it its public functions and specs. Layout of a sequence and of what is saved:
+csrc/contract/sequence.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from ..autograd import differentiable_gradients, records, wants_graph
+from ..dispatch import autocast, use_kernel
+from ..spec import fake, kernel, like
+from ._checks import same_device
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """One row: its name, the number of gate blocks in a weight, and whether gate values are saved for backward."""
+
+    name: str
+    gates: int
+    saves_gates: bool
+
+    def __post_init__(self):
+        for part in ("cell_forward", "cell_backward", "forward", "backward"):
+            object.__setattr__(self, part, kernel(f"{self.name}_{part}"))
+        _register_fakes(self)
+
+    def native(self, relu: bool):
+        return torch._VF.gru if self.name == "gru" else torch._VF.rnn_relu if relu else torch._VF.rnn_tanh
+
+    def native_cell(self, relu: bool):
+        return torch.gru_cell if self.name == "gru" else torch.rnn_relu_cell if relu else torch.rnn_tanh_cell
+
+    @property
+    def kernels(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return ((f"{self.name}_cell_forward", f"{self.name}_cell_backward"), (f"{self.name}_forward", f"{self.name}_backward"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- cells
+
+
+def cell(row: Recurrent, input: Tensor, hx: Tensor, w_ih, w_hh, b_ih, b_hh, relu: bool) -> Tensor:
+    input, hx, w_ih, w_hh, b_ih, b_hh = tensors = autocast(input, hx, w_ih, w_hh, b_ih, b_hh)
+    _check_cell(row, *tensors)
+    if not use_kernel(f"{row.name}_cell", input) or (b_ih is None) != (b_hh is None):
+        return row.native_cell(relu)(*tensors)
+    if records(*tensors):
+        return _Cell.apply(row, relu, *tensors)
+    return row.cell_forward(*tensors, relu, False)[0]
+
+
+def _check_cell(row: Recurrent, input, hx, w_ih, w_hh, b_ih, b_hh) -> None:
+    name = f"{row.name}_cell"
+    if input.dim() != 2 or hx.dim() != 2:
+        raise RuntimeError(f"{name}: input (B, I) and hx (B, H) are needed, got input {list(input.shape)}, hx {list(hx.shape)}")
+    if w_ih.dim() != 2 or w_hh.dim() != 2:
+        raise RuntimeError(f"{name}: w_ih and w_hh need 2 dimensions, got {list(w_ih.shape)} and {list(w_hh.shape)}")
+    (batch, features), hidden = input.shape, w_hh.shape[1]
+    if features != w_ih.shape[1]:
+        raise RuntimeError(f"{name}: input has inconsistent input_size: got {features} expected {w_ih.shape[1]}")
+    if hx.shape[1] != hidden:
+        raise RuntimeError(f"{name}: hidden0 has inconsistent hidden_size: got {hx.shape[1]}, expected {hidden}")
+    if hx.shape[0] != batch:
+        raise RuntimeError(f"{name}: Input batch size {batch} doesn't match hidden0 batch size {hx.shape[0]}")
+    for what, t in (("weight_ih", w_ih), ("weight_hh", w_hh), ("bias_ih", b_ih), ("bias_hh", b_hh)):
+        if t is not None and (t.shape[0] if t.dim() else 0) != row.gates * hidden:
+            raise RuntimeError(f"{name}: {what} first dim must be {row.gates} * hidden_size = {row.gates * hidden}, but got "
+                               f"{list(t.shape)}: must match the existing size")
+    _check_types(name, input, hx, w_ih, w_hh, b_ih, b_hh)
+
+
+def _check_types(name, input, hx, *weights) -> None:
+    for what, t in (("hx", hx), *(("weight", w) for w in weights)):
+        if t is not None and t.dtype != input.dtype:
+            raise RuntimeError(f"{name}: mat1 and mat2 must have the same dtype, but got input: {input.dtype} and {what}: {t.dtype}")
+        if t is not None and t.device != input.device:
+            same_device(name, input=input, **{what: t})
+
+
+class _Cell(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, row, relu, *tensors):
+        y, reserve = row.cell_forward(*tensors, relu, True)
+        ctx.row, ctx.relu = row, relu
+        ctx.save_for_backward(*tensors, y, reserve)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        *tensors, y, reserve = ctx.saved_tensors
+        need = ctx.needs_input_grad[2:]
+        if wants_graph():
+            return None, None, *differentiable_gradients(ctx.row.native_cell(ctx.relu), tensors, (grad,), need)
+        grads = ctx.row.cell_backward(grad, *tensors[:4], y, reserve, tensors[4] is not None, ctx.relu, need[0], any(need[2:]))
+        return None, None, *(g if n else None for g, n in zip(grads, need, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------------ sequences
+
+
+def sequence(row: Recurrent, input: Tensor | PackedSequence, hx: Tensor | None, weights: Sequence[Tensor], relu: bool,
+             bidirectional: bool, batch_first: bool, dropout: float, training: bool):
+    """The whole stack over padded or packed input; returns ``(output, h_n)``."""
+    weights = list(weights)
+    packed = input if isinstance(input, PackedSequence) else None
+    data, batch_sizes = (packed.data, packed.batch_sizes) if packed is not None else (input, None)
+    bias = len(weights) > 2 and weights[2].dim() == 1
+    directions = 2 if bidirectional else 1
+    layers = _check_weights(row, weights, 4 if bias else 2, directions)
+    unbatched = packed is None and data.dim() == 2
+    if unbatched:
+        data = data.unsqueeze(1)
+        hx = hx.unsqueeze(1) if hx is not None and hx.dim() == 2 else hx
+    elif batch_first and packed is None:
+        data = data.transpose(0, 1)
+    if packed is not None and hx is not None and packed.sorted_indices is not None:
+        hx = hx.index_select(1, packed.sorted_indices)
+    hidden = weights[1].shape[1]
+    batch = int(batch_sizes[0]) if packed is not None else data.shape[1] if data.dim() == 3 else 0
+    expected = (layers * directions, batch, hidden)
+    if hx is None:
+        hx = data.new_zeros(expected)
+    data, hx, *weights = autocast(data, hx, *weights)
+    _check_sequence(row.name, data, hx, weights, packed is not None, expected)
+    flags = (bidirectional, bias, relu)
+    rows_shape = (*data.shape[:-1], directions * hidden)
+    if not use_kernel(row.name, data):
+        output, hn = _native(row, data, hx, weights, batch_sizes, flags, layers, dropout, training)
+    else:
+        masks = _dropout_masks(data, layers, rows_shape, dropout) if training and dropout and layers > 1 else None
+        if records(data, hx, *weights):
+            output, hn = _Sequence.apply(row, flags, masks, batch_sizes, data, hx, *weights)
+        else:
+            output, hn, _ = row.forward(data, hx, weights, masks, batch_sizes, *flags, False)
+    if packed is not None:
+        hn = hn if packed.unsorted_indices is None else hn.index_select(1, packed.unsorted_indices)
+        return PackedSequence(output, batch_sizes, packed.sorted_indices, packed.unsorted_indices), hn
+    if unbatched:
+        return output.squeeze(1), hn.squeeze(1)
+    return output.transpose(0, 1) if batch_first else output, hn
+
+
+def _dropout_masks(data: Tensor, layers: int, shape: tuple[int, ...], p: float) -> Tensor:
+    """One mask between two layers each, drawn as ATen draws them: the same generator gives the same masks."""
+    masks = data.new_empty((layers - 1, *shape))
+    for mask in masks:
+        mask.zero_() if p == 1 else mask.bernoulli_(1 - p).div_(1 - p)
+    return masks
+
+
+def _check_weights(row: Recurrent, weights: list[Tensor], each: int, directions: int) -> int:
+    """Checks the list of weights against itself; returns the number of layers."""
+    layers, rest = divmod(len(weights), each * directions)
+    if rest or not layers:
+        raise RuntimeError(f"{row.name}: weights: expected {each} tensors for each of {directions} direction(s) and layer, "
+                           f"got {len(weights)}")
+    hidden = weights[1].shape[1] if weights[1].dim() == 2 else -1
+    for i, w in enumerate(weights):
+        layer, part = i // (each * directions), i % each
+        width = weights[0].shape[-1] if layer == 0 else directions * hidden
+        shape = [row.gates * hidden, width if part == 0 else hidden][: 2 if part < 2 else 1]
+        if list(w.shape) != shape:
+            raise RuntimeError(f"{row.name}: weights[{i}] (layer {layer}, {('w_ih', 'w_hh', 'b_ih', 'b_hh')[part]}): expected "
+                               f"shape {shape}, got {list(w.shape)}")
+    return layers
+
+
+def _check_sequence(name, data, hx, weights, packed: bool, expected: tuple[int, ...]) -> None:
+    dims = 2 if packed else 3
+    if data.dim() != dims:
+        raise RuntimeError(f"{name}: input must have {dims} dimensions, got {data.dim()} (size {list(data.shape)})")
+    if data.shape[-1] != weights[0].shape[1]:
+        raise RuntimeError(f"{name}: input.size(-1) must be equal to input_size. Expected {weights[0].shape[1]}, got {data.shape[-1]}")
+    if data.shape[0] == 0 and not packed:
+        raise RuntimeError(f"{name}: Expected sequence length to be larger than 0 in RNN")
+    if tuple(hx.shape) != expected:
+        raise RuntimeError(f"{name}: Expected hidden size {expected}, got {list(hx.shape)}")
+    _check_types(name, data, hx, *weights)
+
+
+def _native(row, data, hx, weights, batch_sizes, flags, layers, dropout, training):
+    bidirectional, bias, relu = flags
+    if batch_sizes is None:
+        return row.native(relu)(data, hx, weights, bias, layers, dropout, training, bidirectional, False)
+    return row.native(relu)(data, batch_sizes, hx, weights, bias, layers, dropout, training, bidirectional)
+
+
+def _masked_reference(row, flags, masks, batch_sizes, data, hx, weights):
+    """The stack in ATen's ops, a layer at a time, with given dropout masks: what double backward differentiates."""
+    directions, each = (2 if flags[0] else 1), (4 if flags[1] else 2)
+    states = []
+    for layer, h in enumerate(hx.split(directions)):
+        own = list(weights[layer * directions * each : (layer + 1) * directions * each])
+        data = data if layer == 0 or masks is None else data * masks[layer - 1]
+        data, hn = _native(row, data, h, own, batch_sizes, flags, 1, 0.0, False)
+        states.append(hn)
+    return data, torch.cat(states)
+
+
+class _Sequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, row, flags, masks, batch_sizes, data, hx, *weights):
+        y, hn, reserve = row.forward(data, hx, weights, masks, batch_sizes, *flags, True)
+        ctx.row, ctx.flags = row, flags
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(masks, batch_sizes, y, reserve, data, hx, *weights)
+        return y, hn
+
+    @staticmethod
+    def backward(ctx, gy, ghn):
+        masks, batch_sizes, y, reserve, *inputs = ctx.saved_tensors
+        need = ctx.needs_input_grad[4:]
+        if gy is None and ghn is None:
+            return (None,) * (4 + len(need))
+        if wants_graph():
+            def reference(data, hx, *weights):
+                return _masked_reference(ctx.row, ctx.flags, masks, batch_sizes, data, hx, weights)
+
+            return *(None,) * 4, *differentiable_gradients(reference, inputs, (gy, ghn), need)
+        data, hx, *weights = inputs
+        gx, ghx, gw = ctx.row.backward(gy, ghn, data, hx, weights, masks, batch_sizes, y, reserve, *ctx.flags, need[0],
+                                       any(need[2:]))
+        grads = (gx, ghx, *(gw or [None] * len(weights)))
+        return *(None,) * 4, *(g if n else None for g, n in zip(grads, need, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------- fakes
+
+
+def _register_fakes(row: Recurrent) -> None:
+    def compute(t: Tensor) -> torch.dtype:
+        return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+    @fake(f"{row.name}_cell_forward")
+    def _(input, hx, w_ih, w_hh, b_ih, b_hh, relu, save):
+        count = hx.shape[0] * 4 * hx.shape[1] if save and row.saves_gates else 0
+        return hx.new_empty(hx.shape), hx.new_empty((count,), dtype=compute(hx))
+
+    @fake(f"{row.name}_cell_backward")
+    def _(grad, input, hx, w_ih, w_hh, output, reserve, bias, relu, need_input, need_weights):
+        biases = [like(need_weights and bias, w_ih[:, 0]) for _ in range(2)]
+        return (like(need_input, input), hx.new_empty(hx.shape), like(need_weights, w_ih), like(need_weights, w_hh), *biases)
+
+    @fake(f"{row.name}_forward")
+    def _(input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save):
+        directions, hidden = (2 if bidirectional else 1), hx.shape[2]
+        rows = input.shape[:-1].numel()
+        count = (hx.shape[0] // directions - 1) * rows * directions * hidden
+        if row.saves_gates:
+            count = count + hx.shape[0] * rows * 4 * hidden
+        return (input.new_empty((*input.shape[:-1], directions * hidden)), hx.new_empty(hx.shape),
+                hx.new_empty((count if save else 0,), dtype=compute(hx)))
+
+    @fake(f"{row.name}_backward")
+    def _(grad_output, grad_hn, input, hx, weights, dropout, batch_sizes, output, reserve, bidirectional, bias, relu,
+          need_input, need_weights):
+        return like(need_input, input), hx.new_empty(hx.shape), [w.new_empty(w.shape) for w in weights] if need_weights else []

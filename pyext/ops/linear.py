@@ -1,0 +1,166 @@
+"""linear and linear + ReLU:  y = x W^T + b,  y = max(x W^T + b, 0).   Kernels: csrc/cpu/linear.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..autograd import differentiable_gradients, records, wants_graph
+from ..dispatch import autocast, use_kernel
+from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, like, register
+from ._checks import same_device, same_dtype
+
+_forward = kernel("linear_forward")
+_backward = kernel("linear_backward")
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    r"""``input @ weight.T + bias``, as :func:`torch.nn.functional.linear`.
+
+    Args:
+        input: ``(*, K)``, any number of leading dimensions.
+        weight: ``(N, K)``.
+        bias: ``(N)`` or None.
+
+    Returns:
+        ``(*, N)``, of the arguments' dtype.
+
+    Raises:
+        RuntimeError: shapes do not fit, or dtypes or devices differ.
+    """
+    return _linear("linear", input, weight, bias, False)
+
+
+def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``relu(linear(input, weight, bias))`` in one pass; arguments, result and errors as :func:`linear`."""
+    return _linear("linear_relu", input, weight, bias, True)
+
+
+def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    y = F.linear(input, weight, bias)
+    return F.relu(y) if relu else y
+
+
+def _linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    input, weight, bias = autocast(input, weight, bias)
+    if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]) or input.dim() == 0:
+        return _odd(name, input, weight, bias, relu)
+    if input.shape[-1] != weight.shape[1]:
+        rows = input.numel() // input.shape[-1] if input.shape[-1] else 0
+        raise RuntimeError(
+            f"{name}: mat1 and mat2 shapes cannot be multiplied ({rows}x{input.shape[-1]} and {weight.shape[1]}x"
+            f"{weight.shape[0]}): input has {input.shape[-1]} features, weight {list(weight.shape)} needs {weight.shape[1]}"
+        )
+    same_dtype(name, input=input, weight=weight, bias=bias)
+    same_device(name, input=input, weight=weight, bias=bias)
+    if not use_kernel(name, input):
+        return _reference(input, weight, bias, relu)
+    if records(input, weight, bias):
+        return _Linear.apply(input, weight, bias, relu)
+    return _forward(input, weight, bias, relu)
+
+
+def _odd(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    """What F.linear takes beside the usual (a vector as weight, a bias to broadcast) is ATen's; the rest is refused."""
+    try:
+        return _reference(input, weight, bias, relu)
+    except RuntimeError as error:
+        got = f"input {list(input.shape)}, weight {list(weight.shape)}, bias {None if bias is None else list(bias.shape)}"
+        raise RuntimeError(f"{name}: {error} (got {got}; needs input (*, K), weight (N, K), bias (N))") from None
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, weight, bias, relu):
+        y = _forward(input, weight, bias, relu)
+        ctx.relu = relu
+        ctx.save_for_backward(input, weight, bias, y if relu else None)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        input, weight, bias, y = ctx.saved_tensors
+        need = ctx.needs_input_grad[:3]
+        if wants_graph():
+            return *differentiable_gradients(lambda *a: _reference(*a, ctx.relu), (input, weight, bias), (grad,), need), None
+        grads = _backward(grad, input, weight, y, ctx.relu, *need)
+        return *(g if n else None for g, n in zip(grads, need, strict=True)), None
+
+
+@fake("linear_forward")
+def _(input, weight, bias, relu):
+    return input.new_empty((*input.shape[:-1], weight.shape[0]))
+
+
+@fake("linear_backward")
+def _(grad, input, weight, output, relu, need_input, need_weight, need_bias):
+    return like(need_input, input), like(need_weight, weight), like(need_bias, weight[:, 0])
+
+
+def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
+    def make(*shape):
+        return torch.randn(shape, dtype=dtype, device=device)
+
+    for rows, k, n in [(1, 1, 1), (3, 5, 7), (14, 33, 31), (15, 16, 33), (29, 257, 65), (64, 40, 10)]:
+        yield Sample(f"{rows}x{k}x{n}", (make(rows, k), make(n, k), make(n)))
+    yield Sample("no bias", (make(4, 6), make(3, 6)))
+    yield Sample("vector", (make(6), make(3, 6), make(3)))
+    yield Sample("leading dimensions", (make(2, 3, 4, 6), make(5, 6), make(5)))
+    yield Sample("no rows", (make(0, 6), make(3, 6), make(3)))
+    yield Sample("no features", (make(4, 0), make(3, 0), make(3)))
+    yield Sample("no outputs", (make(4, 6), make(0, 6), make(0)))
+    yield Sample("transposed", (make(6, 4).t(), make(6, 3).t(), make(6)[::2]))
+    yield Sample("offset views", (make(9, 12)[2:6, 3:9], make(5, 9)[1:4, 2:8], make(5)[1:4]))
+    yield Sample("stride 0", (make(1, 6).expand(4, 6), make(1, 6).expand(3, 6), make(1).expand(3)))
+    special = make(5, 4)
+    special[0, 0], special[1, 1], special[2, 2] = float("nan"), float("inf"), -float("inf")
+    yield Sample("nan and inf", (special, make(3, 4), make(3)), differentiable=False)
+    zero = torch.zeros(2, 3, dtype=dtype, device=device)
+    yield Sample("relu at zero", (zero, make(4, 3), torch.tensor([0.0, -0.0, 1.0, -1.0], dtype=dtype, device=device)),
+                 differentiable=False)
+
+
+def _t(*shape, dtype=torch.float32, device="cpu"):
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+_ERRORS = (
+    ErrorCase("features", lambda: Sample("", (_t(2, 3), _t(4, 5))), RuntimeError,
+              r"mat1 and mat2 shapes cannot be multiplied \(2x3 and 5x4\)"),
+    ErrorCase("bias size", lambda: Sample("", (_t(2, 3), _t(4, 3), _t(5))), RuntimeError, r"must match the existing size \(5\)"),
+    ErrorCase("weight 3d", lambda: Sample("", (_t(2, 3), _t(2, 4, 3))), RuntimeError, r"<= 2 dimensions|3D"),
+    ErrorCase("scalar input", lambda: Sample("", (_t(), _t(4, 3))), RuntimeError, r"need to be at least 1D"),
+    ErrorCase("dtype", lambda: Sample("", (_t(2, 3), _t(4, 3, dtype=torch.float64))), RuntimeError, r"same dtype"),
+    ErrorCase("bias dtype", lambda: Sample("", (_t(2, 3), _t(4, 3), _t(4, dtype=torch.float64))), RuntimeError, r"same dtype"),
+)
+
+
+def _case(rows: int, k: int, n: int) -> BenchCase:
+    def make(dtype, device):
+        gen = torch.Generator(device).manual_seed(0)
+        def new(*shape):
+            return torch.randn(shape, dtype=dtype, device=device, generator=gen)
+
+        return Sample("", (new(rows, k), new(n, k) / k**0.5, new(n)))
+
+    return BenchCase(f"{k}->{n} b{rows}", make)
+
+
+_BENCH = (_case(64, 784, 512), _case(64, 512, 256), _case(64, 128, 64), _case(64, 320, 10), _case(256, 200, 18),
+          _case(1024, 1024, 1024))
+
+
+def _flops(sample: Sample) -> int:
+    input, weight = sample.args[:2]
+    return 2 * input.numel() * weight.shape[0]
+
+
+for _name, _function, _relu in (("linear", linear, False), ("linear_relu", linear_relu, True)):
+    register(OpSpec(
+        name=_name, row="linear", function=_function,
+        reference=lambda input, weight, bias=None, relu=_relu: _reference(input, weight, bias, relu),
+        kernels=("linear_forward", "linear_backward"), samples=_samples, errors=_ERRORS, bench=_BENCH, flops=_flops,
+    ))
