@@ -6,8 +6,6 @@ Functions: ``conv2d``, ``conv2d_relu``, ``conv2d_relu_maxpool2d``, ``max_pool2d`
 
 from importlib import import_module as _import_module
 
-import torch as _torch  # first: the libraries below resolve their symbols in libtorch
-
 from . import _library as _library  # loads the C++ library, so that torch.ops.torchsmith exists
 from .dispatch import backend, explain
 from .ops import *  # noqa: F403  (every public function, gathered from the rows)

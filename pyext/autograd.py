@@ -11,12 +11,7 @@ __all__ = ["differentiable_gradients", "records", "wants_graph"]
 
 def records(*tensors: torch.Tensor | None) -> bool:
     """Whether autograd would record a call with these tensors."""
-    if not torch.is_grad_enabled():
-        return False
-    for t in tensors:
-        if t is not None and t.requires_grad:
-            return True
-    return False
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def wants_graph() -> bool:
@@ -37,8 +32,10 @@ def differentiable_gradients(
     """
     with torch.enable_grad():
         # An alias for each argument: the same tensor given twice gets a gradient for each place.
-        aliases = [None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_(need)
-                   for t, need in zip(inputs, needed, strict=True)]
+        aliases = [
+            None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_(need)
+            for t, need in zip(inputs, needed, strict=True)
+        ]
         outputs = reference(*aliases)
         if isinstance(outputs, torch.Tensor):
             outputs = (outputs,)
@@ -46,6 +43,9 @@ def differentiable_gradients(
         wanted = [a for a, need in zip(aliases, needed, strict=True) if need]
         if not pairs or not wanted:
             return [None] * len(inputs)
-        found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True,
-                                         allow_unused=True))
+        found = iter(
+            torch.autograd.grad(
+                [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
+            )
+        )
     return [next(found) if need else None for need in needed]

@@ -62,11 +62,16 @@ def explain() -> Decision | None:
     return _last
 
 
-def use_kernel(op: str, input: torch.Tensor) -> bool:
-    """Whether the C++ kernel computes this call; records the decision for :func:`explain`."""
+def use_kernel(op: str, input: torch.Tensor, unfit: str = "") -> bool:
+    """Whether the C++ kernel computes this call; records the decision for :func:`explain`.
+
+    ``unfit`` is the op's own reason to leave the call to ATen, empty if it has none.
+    """
     if torch.compiler.is_compiling():  # traced once: nothing to record, and functorch's own state is torch's business
-        return _active != "torch" and input.dtype in KERNEL_DTYPES and _device_has_kernels(input.device.type)
-    reason = _why_not(input)
+        return (
+            not unfit and _active != "torch" and input.dtype in KERNEL_DTYPES and _device_has_kernels(input.device.type)
+        )
+    reason = unfit or _why_not(input)
     _remember(op, "torch" if reason else "cpp", reason or f"{input.device.type} kernel for {input.dtype}")
     return not reason
 
@@ -99,8 +104,10 @@ def _device_has_kernels(device: str) -> bool:
 
 def autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     """The tensors as torch.autocast would hand them to a matrix product: float32 and 16-bit ones in its dtype."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     low = (torch.float32, torch.bfloat16, torch.float16)

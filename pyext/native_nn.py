@@ -8,8 +8,18 @@ from torch.nn import GRU, RNN, Conv2d, GRUCell, Linear, MaxPool2d, RNNCell
 
 from .nn import PoolArguments
 
-__all__ = ["GRU", "RNN", "Conv2d", "Conv2dReLU", "Conv2dReLUMaxPool2d", "GRUCell", "Linear", "LinearReLU", "MaxPool2d",
-           "RNNCell"]
+__all__ = [
+    "GRU",
+    "RNN",
+    "Conv2d",
+    "Conv2dReLU",
+    "Conv2dReLUMaxPool2d",
+    "GRUCell",
+    "Linear",
+    "LinearReLU",
+    "MaxPool2d",
+    "RNNCell",
+]
 
 
 class Conv2dReLU(nn.Conv2d):

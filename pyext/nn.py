@@ -13,8 +13,18 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import ops
 
-__all__ = ["GRU", "RNN", "Conv2d", "Conv2dReLU", "Conv2dReLUMaxPool2d", "GRUCell", "Linear", "LinearReLU", "MaxPool2d",
-           "RNNCell"]
+__all__ = [
+    "GRU",
+    "RNN",
+    "Conv2d",
+    "Conv2dReLU",
+    "Conv2dReLUMaxPool2d",
+    "GRUCell",
+    "Linear",
+    "LinearReLU",
+    "MaxPool2d",
+    "RNNCell",
+]
 
 
 class Conv2d(nn.Conv2d):
@@ -52,8 +62,10 @@ class PoolArguments:
         self.pool_padding = pool_padding
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, pool_kernel_size={self.pool_kernel_size}, pool_stride={self.pool_stride}, " \
-               f"pool_padding={self.pool_padding}"
+        return (
+            f"{super().extra_repr()}, pool_kernel_size={self.pool_kernel_size}, pool_stride={self.pool_stride}, "
+            f"pool_padding={self.pool_padding}"
+        )
 
 
 class Conv2dReLUMaxPool2d(PoolArguments, Conv2d):
@@ -62,15 +74,20 @@ class Conv2dReLUMaxPool2d(PoolArguments, Conv2d):
     _op = staticmethod(ops.conv2d_relu_maxpool2d)
 
     def _pooling(self) -> dict:
-        return {"pool_kernel_size": self.pool_kernel_size, "pool_stride": self.pool_stride, "pool_padding": self.pool_padding}
+        return {
+            "pool_kernel_size": self.pool_kernel_size,
+            "pool_stride": self.pool_stride,
+            "pool_padding": self.pool_padding,
+        }
 
 
 class MaxPool2d(nn.MaxPool2d):
     """:class:`torch.nn.MaxPool2d` on :func:`torchsmith.max_pool2d`."""
 
     def forward(self, input: Tensor):
-        return ops.max_pool2d(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
-                              self.return_indices)
+        return ops.max_pool2d(
+            input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
+        )
 
 
 class Linear(nn.Linear):
@@ -126,11 +143,21 @@ def _sequence(module: nn.RNNBase, op, input, hx: Tensor | None, **extra):
             kind = "batched 3-D" if input.dim() == 3 else "unbatched 2-D"
             raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
     weight = module._flat_weights[0]
-    if data.dtype != weight.dtype and not torch.is_autocast_enabled(data.device.type):
-        raise ValueError(f"RNN input dtype ({data.dtype}) does not match weight dtype ({weight.dtype}). Convert input: "
-                         f"input.to({weight.dtype}), or convert model: model.to({data.dtype})")
-    return op(input, hx, module._flat_weights, bidirectional=module.bidirectional, batch_first=module.batch_first,
-              dropout=module.dropout, training=module.training, **extra)
+    if data.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+        raise ValueError(
+            f"RNN input dtype ({data.dtype}) does not match weight dtype ({weight.dtype}). Convert input: "
+            f"input.to({weight.dtype}), or convert model: model.to({data.dtype})"
+        )
+    return op(
+        input,
+        hx,
+        module._flat_weights,
+        bidirectional=module.bidirectional,
+        batch_first=module.batch_first,
+        dropout=module.dropout,
+        training=module.training,
+        **extra,
+    )
 
 
 class RNN(nn.RNN):

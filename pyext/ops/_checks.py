@@ -10,15 +10,19 @@ def same_dtype(op: str, **tensors: Tensor | None) -> None:
     (first, reference), *rest = tensors.items()
     for name, t in rest:
         if t is not None and t.dtype != reference.dtype:
-            raise RuntimeError(f"{op}: all arguments need the same dtype, but got {first}: {reference.dtype} and {name}: {t.dtype}")
+            raise RuntimeError(
+                f"{op}: all arguments need the same dtype, but got {first}: {reference.dtype} and {name}: {t.dtype}"
+            )
 
 
 def same_device(op: str, **tensors: Tensor | None) -> None:
     (first, reference), *rest = tensors.items()
     for name, t in rest:
         if t is not None and t.device != reference.device:
-            raise RuntimeError(f"{op}: Expected all tensors to be on the same device, but found {first} on "
-                               f"{reference.device} and {name} on {t.device}")
+            raise RuntimeError(
+                f"{op}: Expected all tensors to be on the same device, but found {first} on "
+                f"{reference.device} and {name} on {t.device}"
+            )
 
 
 def pair(op: str, name: str, value: int | tuple[int, ...] | list[int]) -> tuple[int, int]:
@@ -29,6 +33,8 @@ def pair(op: str, name: str, value: int | tuple[int, ...] | list[int]) -> tuple[
     if values is None or not all(isinstance(v, (int, torch.SymInt)) for v in values):
         raise TypeError(f"{op}: argument '{name}' must be int or tuple of ints, not {type(value).__name__} ({value!r})")
     if len(values) not in (1, 2):
-        raise RuntimeError(f"{op}: expected {name} to be a single integer value or a list of 2 values to match the "
-                           f"convolution dimensions, but got {name}={list(values)}")
+        raise RuntimeError(
+            f"{op}: expected {name} to be a single integer value or a list of 2 values to match the "
+            f"convolution dimensions, but got {name}={list(values)}"
+        )
     return (values[0], values[-1])

@@ -40,7 +40,10 @@ class Recurrent:
 
     @property
     def kernels(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        return ((f"{self.name}_cell_forward", f"{self.name}_cell_backward"), (f"{self.name}_forward", f"{self.name}_backward"))
+        return (
+            (f"{self.name}_cell_forward", f"{self.name}_cell_backward"),
+            (f"{self.name}_forward", f"{self.name}_backward"),
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------- cells
@@ -49,7 +52,7 @@ class Recurrent:
 def cell(row: Recurrent, input: Tensor, hx: Tensor, w_ih, w_hh, b_ih, b_hh, relu: bool) -> Tensor:
     input, hx, w_ih, w_hh, b_ih, b_hh = tensors = autocast(input, hx, w_ih, w_hh, b_ih, b_hh)
     _check_cell(row, *tensors)
-    if not use_kernel(f"{row.name}_cell", input) or (b_ih is None) != (b_hh is None):
+    if not use_kernel(f"{row.name}_cell", input, "one bias of two" if (b_ih is None) != (b_hh is None) else ""):
         return row.native_cell(relu)(*tensors)
     if records(*tensors):
         return _Cell.apply(row, relu, *tensors)
@@ -59,7 +62,9 @@ def cell(row: Recurrent, input: Tensor, hx: Tensor, w_ih, w_hh, b_ih, b_hh, relu
 def _check_cell(row: Recurrent, input, hx, w_ih, w_hh, b_ih, b_hh) -> None:
     name = f"{row.name}_cell"
     if input.dim() != 2 or hx.dim() != 2:
-        raise RuntimeError(f"{name}: input (B, I) and hx (B, H) are needed, got input {list(input.shape)}, hx {list(hx.shape)}")
+        raise RuntimeError(
+            f"{name}: input (B, I) and hx (B, H) are needed, got input {list(input.shape)}, hx {list(hx.shape)}"
+        )
     if w_ih.dim() != 2 or w_hh.dim() != 2:
         raise RuntimeError(f"{name}: w_ih and w_hh need 2 dimensions, got {list(w_ih.shape)} and {list(w_hh.shape)}")
     (batch, features), hidden = input.shape, w_hh.shape[1]
@@ -71,15 +76,19 @@ def _check_cell(row: Recurrent, input, hx, w_ih, w_hh, b_ih, b_hh) -> None:
         raise RuntimeError(f"{name}: Input batch size {batch} doesn't match hidden0 batch size {hx.shape[0]}")
     for what, t in (("weight_ih", w_ih), ("weight_hh", w_hh), ("bias_ih", b_ih), ("bias_hh", b_hh)):
         if t is not None and (t.shape[0] if t.dim() else 0) != row.gates * hidden:
-            raise RuntimeError(f"{name}: {what} first dim must be {row.gates} * hidden_size = {row.gates * hidden}, but got "
-                               f"{list(t.shape)}: must match the existing size")
+            raise RuntimeError(
+                f"{name}: {what} first dim must be {row.gates} * hidden_size = {row.gates * hidden}, but got "
+                f"{list(t.shape)}: must match the existing size"
+            )
     _check_types(name, input, hx, w_ih, w_hh, b_ih, b_hh)
 
 
 def _check_types(name, input, hx, *weights) -> None:
     for what, t in (("hx", hx), *(("weight", w) for w in weights)):
         if t is not None and t.dtype != input.dtype:
-            raise RuntimeError(f"{name}: mat1 and mat2 must have the same dtype, but got input: {input.dtype} and {what}: {t.dtype}")
+            raise RuntimeError(
+                f"{name}: mat1 and mat2 must have the same dtype, but got input: {input.dtype} and {what}: {t.dtype}"
+            )
         if t is not None and t.device != input.device:
             same_device(name, input=input, **{what: t})
 
@@ -98,15 +107,26 @@ class _Cell(torch.autograd.Function):
         need = ctx.needs_input_grad[2:]
         if wants_graph():
             return None, None, *differentiable_gradients(ctx.row.native_cell(ctx.relu), tensors, (grad,), need)
-        grads = ctx.row.cell_backward(grad, *tensors[:4], y, reserve, tensors[4] is not None, ctx.relu, need[0], any(need[2:]))
+        grads = ctx.row.cell_backward(
+            grad, *tensors[:4], y, reserve, tensors[4] is not None, ctx.relu, need[0], any(need[2:])
+        )
         return None, None, *(g if n else None for g, n in zip(grads, need, strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------------ sequences
 
 
-def sequence(row: Recurrent, input: Tensor | PackedSequence, hx: Tensor | None, weights: Sequence[Tensor], relu: bool,
-             bidirectional: bool, batch_first: bool, dropout: float, training: bool):
+def sequence(
+    row: Recurrent,
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    relu: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    training: bool,
+):
     """The whole stack over padded or packed input; returns ``(output, h_n)``."""
     weights = list(weights)
     packed = input if isinstance(input, PackedSequence) else None
@@ -159,16 +179,20 @@ def _check_weights(row: Recurrent, weights: list[Tensor], each: int, directions:
     """Checks the list of weights against itself; returns the number of layers."""
     layers, rest = divmod(len(weights), each * directions)
     if rest or not layers:
-        raise RuntimeError(f"{row.name}: weights: expected {each} tensors for each of {directions} direction(s) and layer, "
-                           f"got {len(weights)}")
+        raise RuntimeError(
+            f"{row.name}: weights: expected {each} tensors for each of {directions} direction(s) and layer, "
+            f"got {len(weights)}"
+        )
     hidden = weights[1].shape[1] if weights[1].dim() == 2 else -1
     for i, w in enumerate(weights):
         layer, part = i // (each * directions), i % each
         width = weights[0].shape[-1] if layer == 0 else directions * hidden
         shape = [row.gates * hidden, width if part == 0 else hidden][: 2 if part < 2 else 1]
         if list(w.shape) != shape:
-            raise RuntimeError(f"{row.name}: weights[{i}] (layer {layer}, {('w_ih', 'w_hh', 'b_ih', 'b_hh')[part]}): expected "
-                               f"shape {shape}, got {list(w.shape)}")
+            raise RuntimeError(
+                f"{row.name}: weights[{i}] (layer {layer}, {('w_ih', 'w_hh', 'b_ih', 'b_hh')[part]}): expected "
+                f"shape {shape}, got {list(w.shape)}"
+            )
     return layers
 
 
@@ -177,7 +201,9 @@ def _check_sequence(name, data, hx, weights, packed: bool, expected: tuple[int, 
     if data.dim() != dims:
         raise RuntimeError(f"{name}: input must have {dims} dimensions, got {data.dim()} (size {list(data.shape)})")
     if data.shape[-1] != weights[0].shape[1]:
-        raise RuntimeError(f"{name}: input.size(-1) must be equal to input_size. Expected {weights[0].shape[1]}, got {data.shape[-1]}")
+        raise RuntimeError(
+            f"{name}: input.size(-1) must be equal to input_size. Expected {weights[0].shape[1]}, got {data.shape[-1]}"
+        )
     if data.shape[0] == 0 and not packed:
         raise RuntimeError(f"{name}: Expected sequence length to be larger than 0 in RNN")
     if tuple(hx.shape) != expected:
@@ -220,13 +246,15 @@ class _Sequence(torch.autograd.Function):
         if gy is None and ghn is None:
             return (None,) * (4 + len(need))
         if wants_graph():
+
             def reference(data, hx, *weights):
                 return _masked_reference(ctx.row, ctx.flags, masks, batch_sizes, data, hx, weights)
 
             return *(None,) * 4, *differentiable_gradients(reference, inputs, (gy, ghn), need)
         data, hx, *weights = inputs
-        gx, ghx, gw = ctx.row.backward(gy, ghn, data, hx, weights, masks, batch_sizes, y, reserve, *ctx.flags, need[0],
-                                       any(need[2:]))
+        gx, ghx, gw = ctx.row.backward(
+            gy, ghn, data, hx, weights, masks, batch_sizes, y, reserve, *ctx.flags, need[0], any(need[2:])
+        )
         grads = (gx, ghx, *(gw or [None] * len(weights)))
         return *(None,) * 4, *(g if n else None for g, n in zip(grads, need, strict=True))
 
@@ -245,8 +273,14 @@ def _register_fakes(row: Recurrent) -> None:
 
     @fake(f"{row.name}_cell_backward")
     def _(grad, input, hx, w_ih, w_hh, output, reserve, bias, relu, need_input, need_weights):
-        biases = [like(need_weights and bias, w_ih[:, 0]) for _ in range(2)]
-        return (like(need_input, input), hx.new_empty(hx.shape), like(need_weights, w_ih), like(need_weights, w_hh), *biases)
+        biases = [w_ih.new_empty((w_ih.shape[0] if need_weights and bias else 0,)) for _ in range(2)]
+        return (
+            like(need_input, input),
+            hx.new_empty(hx.shape),
+            like(need_weights, w_ih),
+            like(need_weights, w_hh),
+            *biases,
+        )
 
     @fake(f"{row.name}_forward")
     def _(input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save):
@@ -255,10 +289,31 @@ def _register_fakes(row: Recurrent) -> None:
         count = (hx.shape[0] // directions - 1) * rows * directions * hidden
         if row.saves_gates:
             count = count + hx.shape[0] * rows * 4 * hidden
-        return (input.new_empty((*input.shape[:-1], directions * hidden)), hx.new_empty(hx.shape),
-                hx.new_empty((count if save else 0,), dtype=compute(hx)))
+        return (
+            input.new_empty((*input.shape[:-1], directions * hidden)),
+            hx.new_empty(hx.shape),
+            hx.new_empty((count if save else 0,), dtype=compute(hx)),
+        )
 
     @fake(f"{row.name}_backward")
-    def _(grad_output, grad_hn, input, hx, weights, dropout, batch_sizes, output, reserve, bidirectional, bias, relu,
-          need_input, need_weights):
-        return like(need_input, input), hx.new_empty(hx.shape), [w.new_empty(w.shape) for w in weights] if need_weights else []
+    def _(
+        grad_output,
+        grad_hn,
+        input,
+        hx,
+        weights,
+        dropout,
+        batch_sizes,
+        output,
+        reserve,
+        bidirectional,
+        bias,
+        relu,
+        need_input,
+        need_weights,
+    ):
+        return (
+            like(need_input, input),
+            hx.new_empty(hx.shape),
+            [w.new_empty(w.shape) for w in weights] if need_weights else [],
+        )

@@ -11,7 +11,9 @@ from ..spec import BenchCase, ErrorCase, Sample
 from ._recurrent import Recurrent
 
 
-def weights_for(make, gates: int, features: int, hidden: int, layers: int = 1, directions: int = 1, bias: bool = True) -> list:
+def weights_for(
+    make, gates: int, features: int, hidden: int, layers: int = 1, directions: int = 1, bias: bool = True
+) -> list:
     """Weights in torch.nn.RNNBase's order, scaled as its initialisation does."""
     out = []
     for layer in range(layers):
@@ -38,9 +40,19 @@ def cell_samples(row: Recurrent, dtype, device, **keywords) -> Iterator[Sample]:
     yield Sample("no bias", call(3, 5, 7, bias=False), keywords)
     yield Sample("no rows", call(0, 5, 7), keywords)
     x, h, w_ih, w_hh, b_ih, b_hh = call(4, 6, 5)
-    yield Sample("transposed", (make(6, 4).t(), make(5, 4).t(), make(6, g * 5).t(), make(5, g * 5).t(), make(g * 10)[::2], b_hh), keywords)
-    yield Sample("offset views", (make(9, 9)[2:6, 2:8], make(9, 9)[1:5, 3:8], w_ih, w_hh, make(g * 5 + 3)[2:-1], b_hh), keywords)
-    yield Sample("stride 0", (make(1, 6).expand(4, 6), make(1, 5).expand(4, 5), w_ih, w_hh, b_ih, make(1).expand(g * 5)), keywords)
+    yield Sample(
+        "transposed",
+        (make(6, 4).t(), make(5, 4).t(), make(6, g * 5).t(), make(5, g * 5).t(), make(g * 10)[::2], b_hh),
+        keywords,
+    )
+    yield Sample(
+        "offset views", (make(9, 9)[2:6, 2:8], make(9, 9)[1:5, 3:8], w_ih, w_hh, make(g * 5 + 3)[2:-1], b_hh), keywords
+    )
+    yield Sample(
+        "stride 0",
+        (make(1, 6).expand(4, 6), make(1, 5).expand(4, 5), w_ih, w_hh, b_ih, make(1).expand(g * 5)),
+        keywords,
+    )
     special = make(4, 6)
     special[0, 0], special[1, 1], special[2, 2] = float("nan"), float("inf"), -float("inf")
     yield Sample("nan and inf", (special, h, w_ih, w_hh, b_ih, b_hh), keywords, differentiable=False)
@@ -94,7 +106,9 @@ def cell_errors(row: Recurrent) -> tuple[ErrorCase, ...]:
 
     def case(name, pattern, x=(2, 3), h=(2, 5), w_ih=(5 * g, 3), w_hh=(5 * g, 5), b=5 * g, dtype=torch.float32):
         def make():
-            return Sample("", (_zeros(*x, dtype=dtype), _zeros(*h), _zeros(*w_ih), _zeros(*w_hh), _zeros(b), _zeros(5 * g)))
+            return Sample(
+                "", (_zeros(*x, dtype=dtype), _zeros(*h), _zeros(*w_ih), _zeros(*w_hh), _zeros(b), _zeros(5 * g))
+            )
 
         return ErrorCase(name, make, RuntimeError, pattern)
 
@@ -135,17 +149,24 @@ def cell_case(row: Recurrent, batch: int, features: int, hidden: int) -> BenchCa
     return BenchCase(f"{features}->{hidden} b{batch}", make)
 
 
-def sequence_case(row: Recurrent, steps: int, batch: int, features: int, hidden: int, layers=1, directions=1,
-                  lengths=False) -> BenchCase:
+def sequence_case(
+    row: Recurrent, steps: int, batch: int, features: int, hidden: int, layers=1, directions=1, lengths=False
+) -> BenchCase:
     def make(dtype, device):
         new = maker(dtype, device, 0)
         x = new(steps, batch, features)
         if lengths:  # family names: between a third of the longest and the longest
             spread = torch.linspace(steps, steps // 3, batch).round().long()
             x = pack_padded_sequence(x, spread)
-        return Sample("", (x, new(layers * directions, batch, hidden),
-                           weights_for(new, row.gates, features, hidden, layers, directions)),
-                      {"bidirectional": directions == 2})
+        return Sample(
+            "",
+            (
+                x,
+                new(layers * directions, batch, hidden),
+                weights_for(new, row.gates, features, hidden, layers, directions),
+            ),
+            {"bidirectional": directions == 2},
+        )
 
     kind = f" L{layers}" + (" bidirectional" if directions == 2 else "") + (" packed" if lengths else "")
     return BenchCase(f"{features}->{hidden} T{steps} b{batch}{kind}", make)

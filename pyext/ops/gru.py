@@ -16,8 +16,9 @@ from ._recurrent import Recurrent, cell, sequence
 _ROW = Recurrent("gru", gates=3, saves_gates=True)
 
 
-def gru_cell(input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None,
-             b_hh: Tensor | None = None) -> Tensor:
+def gru_cell(
+    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> Tensor:
     """One step of a gated recurrent unit, as :class:`torch.nn.GRUCell`.
 
     ``r, z = sigmoid(...)``, ``n = tanh(W_in x + b_in + r * (W_hn h + b_hn))``, ``h' = (1 - z) * n + z * h``.
@@ -37,9 +38,16 @@ def gru_cell(input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor
     return cell(_ROW, input, hx, w_ih, w_hh, b_ih, b_hh, False)
 
 
-def gru(input: Tensor | PackedSequence, hx: Tensor | None, weights: Sequence[Tensor], *, bidirectional: bool = False,
-        batch_first: bool = False, dropout: float = 0.0,
-        training: bool = False) -> tuple[Tensor | PackedSequence, Tensor]:
+def gru(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+) -> tuple[Tensor | PackedSequence, Tensor]:
     """A stack of GRU layers over whole sequences, as :class:`torch.nn.GRU`; one node of the autograd graph.
 
     Args:
@@ -62,14 +70,33 @@ def _reference(function, *args, **keywords):
         return function(*args, **keywords)
 
 
-register(OpSpec(
-    name="gru_cell", row="gru", function=gru_cell, reference=partial(_reference, gru_cell), kernels=_ROW.kernels[0],
-    samples=partial(samples.cell_samples, _ROW), errors=samples.cell_errors(_ROW), flops=samples.cell_flops(_ROW),
-    bench=(samples.cell_case(_ROW, 256, 100, 100),),
-))
-register(OpSpec(
-    name="gru", row="gru", function=gru, reference=partial(_reference, gru), kernels=_ROW.kernels[1],
-    samples=partial(samples.sequence_samples, _ROW), errors=samples.sequence_errors(_ROW), flops=samples.sequence_flops(_ROW),
-    bench=(samples.sequence_case(_ROW, 19, 256, 100, 100, 2, 2, lengths=True),
-           samples.sequence_case(_ROW, 19, 256, 100, 100, 2, 2), samples.sequence_case(_ROW, 32, 64, 1024, 1024)),
-))
+register(
+    OpSpec(
+        name="gru_cell",
+        row="gru",
+        function=gru_cell,
+        reference=partial(_reference, gru_cell),
+        kernels=_ROW.kernels[0],
+        samples=partial(samples.cell_samples, _ROW),
+        errors=samples.cell_errors(_ROW),
+        flops=samples.cell_flops(_ROW),
+        bench=(samples.cell_case(_ROW, 256, 100, 100),),
+    )
+)
+register(
+    OpSpec(
+        name="gru",
+        row="gru",
+        function=gru,
+        reference=partial(_reference, gru),
+        kernels=_ROW.kernels[1],
+        samples=partial(samples.sequence_samples, _ROW),
+        errors=samples.sequence_errors(_ROW),
+        flops=samples.sequence_flops(_ROW),
+        bench=(
+            samples.sequence_case(_ROW, 19, 256, 100, 100, 2, 2, lengths=True),
+            samples.sequence_case(_ROW, 19, 256, 100, 100, 2, 2),
+            samples.sequence_case(_ROW, 32, 64, 1024, 1024),
+        ),
+    )
+)

@@ -16,8 +16,15 @@ _forward = kernel("maxpool2d_forward")
 _backward = kernel("maxpool2d_backward")
 
 
-def max_pool2d(input: Tensor, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False,
-               return_indices: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+def max_pool2d(
+    input: Tensor,
+    kernel_size,
+    stride=None,
+    padding=0,
+    dilation=1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Maximum over windows, as :func:`torch.nn.functional.max_pool2d`.
 
     Args:
@@ -34,20 +41,30 @@ def max_pool2d(input: Tensor, kernel_size, stride=None, padding=0, dilation=1, c
         RuntimeError: shapes or parameters are out of range. TypeError: a parameter is not int or ints.
     """
     name = "max_pool2d"
-    kernel_size, padding, dilation = (_pair(what, value) for what, value in
-                                      (("kernel_size", kernel_size), ("padding", padding), ("dilation", dilation)))
-    stride = kernel_size if stride is None or (isinstance(stride, (list, tuple)) and not stride) else _pair("stride", stride)
+    kernel_size, padding, dilation = (
+        _pair(what, value)
+        for what, value in (("kernel_size", kernel_size), ("padding", padding), ("dilation", dilation))
+    )
+    stride = (
+        kernel_size if stride is None or (isinstance(stride, (list, tuple)) and not stride) else _pair("stride", stride)
+    )
     if input.dim() not in (3, 4):
-        raise RuntimeError(f"{name}: non-empty 3D or 4D (batch mode) tensor expected for input, got {list(input.shape)}")
+        raise RuntimeError(
+            f"{name}: non-empty 3D or 4D (batch mode) tensor expected for input, got {list(input.shape)}"
+        )
     if 0 in input.shape[-3:]:
-        raise RuntimeError(f"{name}: Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got:"
-                           f"{list(input.shape)}")
+        raise RuntimeError(
+            f"{name}: Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got:"
+            f"{list(input.shape)}"
+        )
     output_size(name, input.shape[-3:], kernel_size, stride, padding, dilation, ceil_mode)
     geometry = (kernel_size, stride, padding, dilation, bool(ceil_mode))
     if not use_kernel(name, input):
         return F.max_pool2d(input, *geometry, return_indices=return_indices)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    y, position = (_MaxPool2d.apply if records(input) else _forward)(batched, *(list(g) for g in geometry[:4]), geometry[4])
+    y, position = (_MaxPool2d.apply if records(input) else _forward)(
+        batched, *(list(g) for g in geometry[:4]), geometry[4]
+    )
     if not return_indices:
         return y if input.dim() == 4 else y.squeeze(0)
     indices = _indices(position, input.shape[-1], *geometry[:4])
@@ -57,39 +74,53 @@ def max_pool2d(input: Tensor, kernel_size, stride=None, padding=0, dilation=1, c
 def _pair(what: str, value) -> tuple[int, int]:
     values = (value,) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(values, (tuple, list, torch.Size)) or not all(isinstance(v, (int, torch.SymInt)) for v in values):
-        raise TypeError(f"max_pool2d: argument '{what}' must be int or tuple of ints, not {type(value).__name__} ({value!r})")
+        raise TypeError(
+            f"max_pool2d: argument '{what}' must be int or tuple of ints, not {type(value).__name__} ({value!r})"
+        )
     if len(values) not in (1, 2):
         raise RuntimeError(f"max_pool2d: {what} must either be a single int, or a tuple of two ints, got {value!r}")
     return values[0], values[-1]
 
 
-def output_size(name: str, plane: Sequence[int], kernel_size, stride, padding, dilation, ceil_mode: bool) -> tuple[int, int]:
+def output_size(
+    name: str, plane: Sequence[int], kernel_size, stride, padding, dilation, ceil_mode: bool
+) -> tuple[int, int]:
     """Checks the parameters against a ``(C, H, W)`` plane; returns the output's height and width."""
     if min(kernel_size) <= 0:
-        raise RuntimeError(f"{name}: stride should not be zero and kernel_size should be greater than zero, got "
-                           f"kernel_size={list(kernel_size)}, pad should be at most half of it")
+        raise RuntimeError(
+            f"{name}: stride should not be zero and kernel_size should be greater than zero, got "
+            f"kernel_size={list(kernel_size)}, pad should be at most half of it"
+        )
     if min(stride) <= 0:
         what = "stride should not be zero" if 0 in stride else "stride should be greater than zero"
         raise RuntimeError(f"{name}: {what}, but got dH: {stride[0]} dW: {stride[1]}")
     if min(padding) < 0:
         raise RuntimeError(f"{name}: pad must be non-negative, but got pad: {min(padding)}")
     if min(dilation) <= 0:
-        raise RuntimeError(f"{name}: dilation should be greater than zero, but got dilationH: {dilation[0]} dilationW: {dilation[1]}")
+        raise RuntimeError(
+            f"{name}: dilation should be greater than zero, but got dilationH: {dilation[0]} dilationW: {dilation[1]}"
+        )
     if max(*kernel_size, *stride, *dilation) > 2**31 - 1:
-        raise RuntimeError(f"{name}: value cannot be converted to type int without overflow, got kernel_size="
-                           f"{list(kernel_size)}, stride={list(stride)}, dilation={list(dilation)}")
+        raise RuntimeError(
+            f"{name}: value cannot be converted to type int without overflow, got kernel_size="
+            f"{list(kernel_size)}, stride={list(stride)}, dilation={list(dilation)}"
+        )
     out = []
     for size, k, s, p, d in zip(plane[1:], kernel_size, stride, padding, dilation, strict=True):
         if p > (d * (k - 1) + 1) // 2:
-            raise RuntimeError(f"{name}: pad should be at most half of effective kernel size, but got pad={p}, "
-                               f"kernel_size={k} and dilation={d}")
+            raise RuntimeError(
+                f"{name}: pad should be at most half of effective kernel size, but got pad={p}, "
+                f"kernel_size={k} and dilation={d}"
+            )
         n = (size + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil_mode else 0)) // s + 1
         if ceil_mode and (n - 1) * s >= size + p:
             n -= 1
         out.append(n)
     if min(out) < 1:
-        raise RuntimeError(f"{name}: Given input size: ({'x'.join(map(str, plane))}). Calculated output size: "
-                           f"({plane[0]}x{out[0]}x{out[1]}). Output size is too small")
+        raise RuntimeError(
+            f"{name}: Given input size: ({'x'.join(map(str, plane))}). Calculated output size: "
+            f"({plane[0]}x{out[0]}x{out[1]}). Output size is too small"
+        )
     return out[0], out[1]
 
 
@@ -150,22 +181,34 @@ def _(grad, position, input_size, kernel_size, stride, padding, dilation, ceil_m
 
 
 def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
-    def make(*shape):  # distinct values a step apart: no ties where not meant, and gradcheck's small steps change no winner
+    def make(
+        *shape,
+    ):  # distinct values a step apart: no ties where not meant, and gradcheck's small steps change no winner
         count = torch.Size(shape).numel()
         spread = 0.25 if dtype in (torch.float32, torch.float64) else 1.0
         return (torch.randperm(count, device=device).reshape(shape) - count // 2).to(dtype) * spread
 
     for name, shape, args in [
-        ("2", (2, 3, 8, 10), (2,)), ("2 wide", (2, 2, 4, 70), (2,)), ("2 odd", (2, 3, 9, 7), (2,)),
-        ("3 stride 2", (2, 3, 11, 12), (3, 2)), ("3 stride 2 pad 1", (2, 3, 10, 9), (3, 2, 1)),
-        ("3 stride 1 pad 1", (2, 3, 7, 37), (3, 1, 1)), ("(2, 3)", (2, 3, 8, 11), ((2, 3), (1, 2), (1, 0))),
-        ("dilation", (2, 3, 13, 12), (3, (2, 1), 1, (2, 3))), ("one cell", (2, 3, 5, 5), (1,)),
-        ("whole plane", (2, 3, 5, 6), ((5, 6),)), ("stride past window", (2, 3, 11, 11), (2, 4)),
+        ("2", (2, 3, 8, 10), (2,)),
+        ("2 wide", (2, 2, 4, 70), (2,)),
+        ("2 odd", (2, 3, 9, 7), (2,)),
+        ("3 stride 2", (2, 3, 11, 12), (3, 2)),
+        ("3 stride 2 pad 1", (2, 3, 10, 9), (3, 2, 1)),
+        ("3 stride 1 pad 1", (2, 3, 7, 37), (3, 1, 1)),
+        ("(2, 3)", (2, 3, 8, 11), ((2, 3), (1, 2), (1, 0))),
+        ("dilation", (2, 3, 13, 12), (3, (2, 1), 1, (2, 3))),
+        ("one cell", (2, 3, 5, 5), (1,)),
+        ("whole plane", (2, 3, 5, 6), ((5, 6),)),
+        ("stride past window", (2, 3, 11, 11), (2, 4)),
         ("window of 289", (1, 2, 20, 19), (17, 1)),
     ]:
         yield Sample(name, (make(*shape), *args))
-    for name, shape, args in [("ceil", (2, 3, 9, 7), (2,)), ("ceil drops a window", (2, 2, 6, 6), (3, 4, 1)),
-                              ("ceil pad", (2, 3, 10, 11), (3, 2, 1)), ("ceil stride 3", (2, 1, 8, 8), (2, 3, 1))]:
+    for name, shape, args in [
+        ("ceil", (2, 3, 9, 7), (2,)),
+        ("ceil drops a window", (2, 2, 6, 6), (3, 4, 1)),
+        ("ceil pad", (2, 3, 10, 11), (3, 2, 1)),
+        ("ceil stride 3", (2, 1, 8, 8), (2, 3, 1)),
+    ]:
         yield Sample(name, (make(*shape), *args), {"ceil_mode": True})
     yield Sample("unbatched", (make(3, 8, 8), 2))
     yield Sample("no images", (make(0, 3, 8, 8), 2))
@@ -175,7 +218,12 @@ def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
     yield Sample("stride 0", (make(1, 1, 1, 8).expand(2, 3, 6, 8), 2), differentiable=False)
     yield Sample("ties", (torch.zeros(2, 2, 6, 7, dtype=dtype, device=device), 3, 2, 1), differentiable=False)
     special = make(2, 2, 6, 6)
-    special[0, 0, 0, 0], special[0, 0, 1, 1], special[0, 1, 2, 3], special[1] = float("nan"), float("nan"), float("inf"), -float("inf")
+    special[0, 0, 0, 0], special[0, 0, 1, 1], special[0, 1, 2, 3], special[1] = (
+        float("nan"),
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+    )
     yield Sample("nan and inf", (special, 2), differentiable=False)
     yield Sample("nan and inf, padded", (special, 3, 2, 1), differentiable=False)
     yield Sample("indices", (make(2, 3, 9, 8), 3, 2, 1), {"return_indices": True})
@@ -195,10 +243,19 @@ _ERRORS = (
     _error("kernel huge", "value cannot be converted to type int without overflow", kernel_size=2**40),
     _error("stride 0", "stride should not be zero", stride=0),
     _error("stride negative", "stride should be greater than zero", stride=-1),
-    _error("padding", "pad should be at most half of effective kernel size, but got pad=2, kernel_size=2 and dilation=1", padding=2),
+    _error(
+        "padding",
+        "pad should be at most half of effective kernel size, but got pad=2, kernel_size=2 and dilation=1",
+        padding=2,
+    ),
     _error("padding negative", "pad must be non-negative, but got pad: -1", padding=-1),
     _error("dilation 0", "dilation should be greater than zero", dilation=0),
-    _error("too small", r"Given input size: \(3x1x1\). Calculated output size: \(3x0x0\). Output size is too small", (2, 3, 1, 1), kernel_size=3),
+    _error(
+        "too small",
+        r"Given input size: \(3x1x1\). Calculated output size: \(3x0x0\). Output size is too small",
+        (2, 3, 1, 1),
+        kernel_size=3,
+    ),
     _error("no channels", "tensor with optional 0 dim batch size for input", (2, 0, 8, 8)),
 )
 
@@ -212,8 +269,16 @@ def _case(n, c, size, *args) -> BenchCase:
 
 _BENCH = (_case(64, 10, 24, 2), _case(64, 88, 24, 2), _case(64, 20, 8, 2), _case(8, 64, 112, 3, 2, 1))
 
-register(OpSpec(
-    name="max_pool2d", row="maxpool2d", function=max_pool2d, reference=F.max_pool2d,
-    kernels=("maxpool2d_forward", "maxpool2d_backward"), samples=_samples, errors=_ERRORS, bench=_BENCH,
-    flops=lambda sample: 0,  # it compares; its measure is bytes
-))
+register(
+    OpSpec(
+        name="max_pool2d",
+        row="maxpool2d",
+        function=max_pool2d,
+        reference=F.max_pool2d,
+        kernels=("maxpool2d_forward", "maxpool2d_backward"),
+        samples=_samples,
+        errors=_ERRORS,
+        bench=_BENCH,
+        flops=lambda sample: 0,  # it compares; its measure is bytes
+    )
+)

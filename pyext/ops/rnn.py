@@ -22,8 +22,15 @@ def _is_relu(name: str, nonlinearity: str) -> bool:
     return nonlinearity == "relu"
 
 
-def rnn_cell(input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None,
-             nonlinearity: str = "tanh") -> Tensor:
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    nonlinearity: str = "tanh",
+) -> Tensor:
     """One step of an Elman network: ``f(input @ w_ih.T + b_ih + hx @ w_hh.T + b_hh)``, as :class:`torch.nn.RNNCell`.
 
     Args:
@@ -42,9 +49,17 @@ def rnn_cell(input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor
     return cell(_ROW, input, hx, w_ih, w_hh, b_ih, b_hh, _is_relu("rnn_cell", nonlinearity))
 
 
-def rnn(input: Tensor | PackedSequence, hx: Tensor | None, weights: Sequence[Tensor], *, nonlinearity: str = "tanh",
-        bidirectional: bool = False, batch_first: bool = False, dropout: float = 0.0,
-        training: bool = False) -> tuple[Tensor | PackedSequence, Tensor]:
+def rnn(
+    input: Tensor | PackedSequence,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+) -> tuple[Tensor | PackedSequence, Tensor]:
     """A stack of Elman layers over whole sequences, as :class:`torch.nn.RNN`; one node of the autograd graph.
 
     Args:
@@ -59,13 +74,17 @@ def rnn(input: Tensor | PackedSequence, hx: Tensor | None, weights: Sequence[Ten
     Raises:
         RuntimeError: shapes do not fit, dtypes or devices differ, or the nonlinearity is unknown.
     """
-    return sequence(_ROW, input, hx, weights, _is_relu("rnn", nonlinearity), bidirectional, batch_first, dropout, training)
+    return sequence(
+        _ROW, input, hx, weights, _is_relu("rnn", nonlinearity), bidirectional, batch_first, dropout, training
+    )
 
 
 def _samples(make, dtype, device) -> Iterator[Sample]:
     yield from make(_ROW, dtype, device)
-    yield from (Sample(f"relu: {s.name}", s.args, s.kwargs, s.differentiable)
-                for s in make(_ROW, dtype, device, nonlinearity="relu"))
+    yield from (
+        Sample(f"relu: {s.name}", s.args, s.kwargs, s.differentiable)
+        for s in make(_ROW, dtype, device, nonlinearity="relu")
+    )
 
 
 def _reference(function, *args, **keywords):
@@ -73,13 +92,29 @@ def _reference(function, *args, **keywords):
         return function(*args, **keywords)
 
 
-register(OpSpec(
-    name="rnn_cell", row="rnn", function=rnn_cell, reference=partial(_reference, rnn_cell), kernels=_ROW.kernels[0],
-    samples=partial(_samples, samples.cell_samples), errors=samples.cell_errors(_ROW), flops=samples.cell_flops(_ROW),
-    bench=(samples.cell_case(_ROW, 1, 4, 4), samples.cell_case(_ROW, 64, 100, 100)),
-))
-register(OpSpec(
-    name="rnn", row="rnn", function=rnn, reference=partial(_reference, rnn), kernels=_ROW.kernels[1],
-    samples=partial(_samples, samples.sequence_samples), errors=samples.sequence_errors(_ROW), flops=samples.sequence_flops(_ROW),
-    bench=(samples.sequence_case(_ROW, 5, 1, 4, 4), samples.sequence_case(_ROW, 32, 64, 128, 128)),
-))
+register(
+    OpSpec(
+        name="rnn_cell",
+        row="rnn",
+        function=rnn_cell,
+        reference=partial(_reference, rnn_cell),
+        kernels=_ROW.kernels[0],
+        samples=partial(_samples, samples.cell_samples),
+        errors=samples.cell_errors(_ROW),
+        flops=samples.cell_flops(_ROW),
+        bench=(samples.cell_case(_ROW, 1, 4, 4), samples.cell_case(_ROW, 64, 100, 100)),
+    )
+)
+register(
+    OpSpec(
+        name="rnn",
+        row="rnn",
+        function=rnn,
+        reference=partial(_reference, rnn),
+        kernels=_ROW.kernels[1],
+        samples=partial(_samples, samples.sequence_samples),
+        errors=samples.sequence_errors(_ROW),
+        flops=samples.sequence_flops(_ROW),
+        bench=(samples.sequence_case(_ROW, 5, 1, 4, 4), samples.sequence_case(_ROW, 32, 64, 128, 128)),
+    )
+)

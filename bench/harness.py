@@ -1,0 +1,308 @@
+"""Interleaved measuring of two arms that do the same work: A B A B ..., medians, in one process.
+
+Separate runs of one program drift by 20 % on shared machines, interleaved medians repeat within 1-2 %. So nothing here
+times one arm alone: each round of ours is preceded by a round of native, with garbage collection off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from torchsmith import _native
+
+__all__ = [
+    "Pair",
+    "Plan",
+    "Times",
+    "environment",
+    "interleave",
+    "leaves",
+    "map_tensors",
+    "module_pair",
+    "op_pair",
+    "quiet",
+    "ratio_of",
+    "threads",
+]
+
+
+# ---------------------------------------------------------------------------------------------- values made of tensors
+
+
+def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same nest of tuples, lists, dicts and packed sequences with every tensor changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, PackedSequence):  # only the data are values; the rest are indices
+        return value._replace(data=change(value.data))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_tensors(v, change) for v in value)
+    if isinstance(value, dict):
+        return {k: map_tensors(v, change) for k, v in value.items()}
+    return value
+
+
+def leaves(value: Any) -> list[torch.Tensor]:
+    """Every tensor of such a nest, in order; of a packed sequence its data alone."""
+    found: list[torch.Tensor] = []
+    map_tensors(value, lambda t: found.append(t) or t)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ the two arms
+
+
+@dataclass
+class Pair:
+    """Two functions of a count, each of which does the same work that many times; ``verify`` compares their results."""
+
+    ours: Callable[[int], None]
+    native: Callable[[int], None]
+    verify: Callable[[], None] = lambda: None
+
+
+def op_pair(spec: Any, case: Any, mode: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Pair:
+    """An op of the specs against its reference in plain torch.
+
+    ``mode``: ``forward`` (without grad) or ``forward+backward`` (through autograd, to every input that is not frozen).
+    """
+    torch.manual_seed(0)
+    sample = case.make(dtype, torch.device(device))
+    if mode == "forward":
+        args, kwargs = sample.args, sample.kwargs
+        arms = [_forward_arm(fn, args, kwargs) for fn in (spec.function, spec.reference)]
+
+        def results(fn: Callable[..., Any]) -> list[torch.Tensor]:
+            with torch.no_grad():
+                return leaves(fn(*args, **kwargs))
+
+    elif mode == "forward+backward":
+        args, kwargs, inputs = _with_grad(sample, case.frozen)
+        grads = [torch.randn_like(t) for t in _differentiable(spec.reference(*args, **kwargs))]
+        arms = [_backward_arm(fn, args, kwargs, inputs, grads) for fn in (spec.function, spec.reference)]
+
+        def results(fn: Callable[..., Any]) -> list[torch.Tensor]:
+            outputs = _differentiable(fn(*args, **kwargs))
+            return [*outputs, *torch.autograd.grad(outputs, inputs, grads)]
+
+    else:
+        raise ValueError(f"mode must be 'forward' or 'forward+backward', got {mode!r}")
+    return Pair(*arms, verify=lambda: _same(results(spec.function), results(spec.reference), dtype))
+
+
+def _with_grad(sample: Any, frozen: Sequence[int]) -> tuple[tuple, dict, list[torch.Tensor]]:
+    inputs: list[torch.Tensor] = []
+
+    def require(t: torch.Tensor) -> torch.Tensor:
+        if not t.is_floating_point():
+            return t
+        inputs.append(t.detach().requires_grad_())  # keeps strides, shares memory
+        return inputs[-1]
+
+    args = tuple(a if i in frozen else map_tensors(a, require) for i, a in enumerate(sample.args))
+    return args, map_tensors(sample.kwargs, require), inputs
+
+
+def _differentiable(outputs: Any) -> list[torch.Tensor]:
+    return [t for t in leaves(outputs) if t.requires_grad]
+
+
+def _forward_arm(fn: Callable[..., Any], args: tuple, kwargs: dict) -> Callable[[int], None]:
+    def run(count: int) -> None:
+        with torch.no_grad():  # entered once a round: entering costs as much as a small op
+            for _ in range(count):
+                fn(*args, **kwargs)
+
+    return run
+
+
+def _backward_arm(
+    fn: Callable[..., Any], args: tuple, kwargs: dict, inputs: list[torch.Tensor], grads: list[torch.Tensor]
+) -> Callable[[int], None]:
+    def run(count: int) -> None:
+        for _ in range(count):
+            torch.autograd.grad(_differentiable(fn(*args, **kwargs)), inputs, grads)
+
+    return run
+
+
+def module_pair(ours: torch.nn.Module, native: torch.nn.Module, inputs: tuple, target: torch.Tensor, mode: str) -> Pair:
+    """Two modules with the same parameters: ``training step`` (forward, loss, backward, SGD) or ``inference``."""
+    native.load_state_dict(ours.state_dict())
+    modules = (ours, native)
+
+    def results(module: torch.nn.Module) -> list[torch.Tensor]:
+        return leaves(module(*inputs))
+
+    if mode == "inference":
+        arms = [_forward_arm(m.eval(), inputs, {}) for m in modules]
+    elif mode == "training step":
+        arms = [_step_arm(m.train(), inputs, target) for m in modules]
+    else:
+        raise ValueError(f"mode must be 'training step' or 'inference', got {mode!r}")
+    return Pair(*arms, verify=lambda: _same(results(ours), results(native), torch.float32))
+
+
+def _step_arm(module: torch.nn.Module, inputs: tuple, target: torch.Tensor) -> Callable[[int], None]:
+    # A tiny learning rate: thousands of steps on one batch must not run into vanishing (denormal) gradients.
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-6, momentum=0.5)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(module(*inputs), target).backward()
+            optimizer.step()
+
+    return run
+
+
+#: Enough to catch a wrong kernel before it is timed; the contract tests judge accuracy.
+_LOOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+
+
+def _same(ours: list[torch.Tensor], native: list[torch.Tensor], dtype: torch.dtype) -> None:
+    if [t.shape for t in ours] != [t.shape for t in native]:
+        shapes = [[tuple(t.shape) for t in side] for side in (ours, native)]
+        raise AssertionError(f"shapes differ: ours {shapes[0]}, native {shapes[1]}")
+    for i, (a, b) in enumerate(zip(ours, native, strict=True)):
+        if b.numel() == 0:
+            continue
+        a, b = a.detach().double(), b.detach().double()
+        error = float((a - b).abs().max() / b.abs().max().clamp(min=1e-6))
+        if not (error <= _LOOSE.get(dtype, 1e-3)):
+            raise AssertionError(f"result {i} of ours is off by {error:.2g} of the largest value; it is not timed")
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure: seconds of timed rounds for each arm, and of one round."""
+
+    budget_s: float = 0.5
+    round_s: float = 1e-3  # long beside the clock's 50 ns, short beside what disturbs a machine
+    warm_s: float = 0.1
+    min_rounds: int = 9
+    max_rounds: int = 300
+
+    @classmethod
+    def quick(cls) -> Plan:
+        return cls(budget_s=0.05, warm_s=0.02, min_rounds=5, max_rounds=30)
+
+    def calls_and_rounds(self, pair: Pair) -> tuple[int, int]:
+        """Warms both arms up, then chooses calls in a round and rounds from the slower arm's speed."""
+        per_call = max(_warm(pair.ours, self.warm_s), _warm(pair.native, self.warm_s))
+        calls = max(1, round(self.round_s / per_call))
+        rounds = round(self.budget_s / (calls * per_call))
+        return calls, min(max(rounds, self.min_rounds), self.max_rounds)
+
+
+def _warm(arm: Callable[[int], None], seconds: float) -> float:
+    """Runs the arm for about that long (twice at least); returns the seconds of its fastest call."""
+    best, spent, runs = float("inf"), 0.0, 0
+    while spent < seconds or runs < 2:
+        start = time.perf_counter()
+        arm(1)
+        elapsed = time.perf_counter() - start
+        best, spent, runs = min(best, elapsed), spent + elapsed, runs + 1
+    return max(best, 1e-9)
+
+
+@dataclass
+class Times:
+    """Seconds a call, round by round; round i of native ran just before round i of ours."""
+
+    ours: list[float] = field(default_factory=list)
+    native: list[float] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.native) / statistics.median(self.ours)
+
+
+def ratio_of(times: Times) -> dict[str, float]:
+    """The ratio of medians (native/ours: above 1 ours is faster) and the quartiles of the rounds' own ratios."""
+    each = sorted(n / o for n, o in zip(times.native, times.ours, strict=True))
+    low, high = (each[len(each) // 4], each[(3 * len(each)) // 4]) if each else (float("nan"),) * 2
+    return {"ratio": times.ratio, "ratio_low": low, "ratio_high": high}
+
+
+def interleave(pair: Pair, plan: Plan | None = None, tick: Callable[[], None] | None = None) -> Times:
+    """Times both arms by turns. ``tick`` is called after each round."""
+    times = Times()
+    with quiet():
+        calls, rounds = (plan or Plan()).calls_and_rounds(pair)
+        for _ in range(rounds):
+            for arm, into in ((pair.native, times.native), (pair.ours, times.ours)):
+                start = time.perf_counter()
+                arm(calls)
+                into.append((time.perf_counter() - start) / calls)
+            if tick:
+                tick()
+    return times
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Garbage collected before, and not during."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch.set_num_threads, undone at the end."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ------------------------------------------------------------------------------------------------ where
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, Any]:
+    """What a figure depends on: machine, instruction sets, versions. Holds no name of a host, user or folder."""
+    info = _native.build_info()
+    return {
+        "processor": _processor(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "isa": _native.isa_active(),
+        "native_isa": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "torchsmith": info["version"],
+        "compiler": info["compiler"],
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }

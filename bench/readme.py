@@ -1,0 +1,89 @@
+"""The tables of README.md that are generated: what runs where, and the figures of the recorded run.
+
+    python -m torchsmith.bench.readme README.md [--check] [--record bench/records/cpu.json]
+
+A block lies between ``<!-- begin NAME -->`` and ``<!-- end NAME -->``. ``support`` comes from the op descriptions and
+the registry of kernels, ``figures`` from the record. ``--check`` writes nothing and fails where a block is not current.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from torchsmith import _native
+from torchsmith.bench import report
+from torchsmith.spec import all_specs
+
+__all__ = ["figures", "render", "replace_block", "support"]
+
+#: Rows of one mode each that README quotes; the record holds all.
+QUOTED = (("model", "training step"), ("op", "forward+backward"))
+
+
+def support() -> str:
+    """Ops x backends: the dtypes that every native kernel of the op is registered for."""
+    registered: dict[tuple[str, str], set[str]] = {}
+    for row in _native.registry():
+        registered.setdefault((row["op"], row["backend"]), set()).update(row["dtypes"])
+    backends = sorted({backend for _, backend in registered})
+    lines = ["| op | " + " | ".join(backends) + " |", "|---|" + "---|" * len(backends)]
+    for spec in sorted(all_specs(), key=lambda s: s.name):
+        declared = [str(d).removeprefix("torch.") for d in spec.dtypes]
+        cells = []
+        for backend in backends:
+            each = [registered.get((kernel, backend), set()) for kernel in spec.kernels]
+            names = set.intersection(*each) if each else set()
+            cells.append(", ".join(name for name in declared if name in names))
+        lines.append(f"| `{spec.name}` | " + " | ".join(cell or "-" for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def figures(record: Path) -> str:
+    """The quoted tables of a recorded run, and where it ran."""
+    data = report.load(record)
+    parts = [f"{report.sentence(data['environment'])}; 1 thread, float32; ratio = native / ours.\n"]
+    for kind, mode in QUOTED:
+        rows = [
+            r
+            for r in data["rows"]
+            if r["kind"] == kind and r["mode"] == mode and r["threads"] == 1 and r["dtype"] == "float32"
+        ]
+        if rows:
+            parts.append(f"{mode.capitalize()}:\n\n{report.table(rows)}")
+    return "\n".join(parts)
+
+
+def replace_block(text: str, name: str, body: str) -> str:
+    """The text with what lies between the block's two marks replaced. Raises ValueError where the marks are missing."""
+    pattern = re.compile(rf"(<!-- begin {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.S)
+    changed, count = pattern.subn(lambda m: f"{m.group(1)}{body}{m.group(2)}", text)
+    if count != 1:
+        raise ValueError(f"expected the marks of block {name!r} once, found them {count} times")
+    return changed
+
+
+def render(text: str, record: Path | None) -> str:
+    text = replace_block(text, "support", support())
+    return replace_block(text, "figures", figures(record)) if record is not None and record.is_file() else text
+
+
+@click.command()
+@click.argument("readme", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--record", type=click.Path(dir_okay=False, path_type=Path), help="Record of a run, for the figures.")
+@click.option("--check", is_flag=True, help="Write nothing; fail where a block is not current.")
+def main(readme: Path, record: Path | None, check: bool) -> None:
+    """Brings the generated tables of README up to date."""
+    before = readme.read_text(encoding="utf-8")
+    after = render(before, record)
+    if check and after != before:
+        raise click.ClickException(f"{readme} is not current: run `make readme`")
+    if after != before:
+        report.write_atomic(readme, after)
+    click.echo(f"{readme} is current")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Writes build.ninja for the native libraries and runs it: parallel, incremental, with tracked headers.
+
+A library is a function here that adds its edges to a :class:`Plan` and returns the file it makes; setup.py places those
+files in the package. ``cpu_library`` and ``native_module`` exist always; a library that depends on what the machine has
+(nvcc) is one more such function, called from :func:`plan_all`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import toolchain
+
+EXT_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+
+_RULES = """\
+ninja_required_version = 1.5
+rule cxx
+  command = $cxx $flags -MD -MF $out.d -c $in -o $out
+  description = compile $out
+  depfile = $out.d
+  deps = gcc
+rule link
+  command = $cxx -shared -s $in -o $out $flags
+  description = link $out
+"""
+
+
+@dataclass
+class Plan:
+    """The edges of one build. Paths are absolute, so that a build runs from any folder."""
+
+    root: Path
+    out: Path
+    version: str
+    torch: toolchain.Torch
+    cxx: str
+    cuda_archs: str = ""
+    edges: list[str] = field(default_factory=list)
+    #: file in the package -> file made by the build
+    products: dict[str, Path] = field(default_factory=dict)
+
+    def edge(self, rule: str, out: Path, sources: Iterable[Path], flags: Iterable[str]) -> Path:
+        inputs = " ".join(_path(s) for s in sources)
+        self.edges.append(f"build {_path(out)}: {rule} {inputs}\n  flags = {_flags(flags)}\n")
+        return out
+
+    def flags(self) -> list[str]:
+        """What every source of ours is compiled with."""
+        return [*toolchain.CXX_FLAGS, f"-fmacro-prefix-map={self.root}/=", f"-I{self.root / 'csrc'}"]
+
+    def text(self) -> str:
+        return f"{_RULES}cxx = {self.cxx.replace('$', '$$')}\n" + "".join(self.edges)
+
+
+def _path(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _flags(flags: Iterable[str]) -> str:
+    return " ".join(shlex.quote(f).replace("$", "$$") for f in flags)
+
+
+def _system(*folders: Path | str) -> list[str]:
+    """Include folders of others. __FILE__ inside them is shortened, so that no path of this machine is shipped."""
+    return [flag for f in folders for flag in ("-isystem", str(f), f"-fmacro-prefix-map={f}/=")]
+
+
+def _user(name: str) -> list[str]:
+    return shlex.split(os.environ.get(name, ""))
+
+
+def cpu_library(plan: Plan) -> Path:
+    """_cpu.so: every csrc/cpu/*.cpp once per instruction set, the baseline object also with torch glue."""
+    sets = toolchain.isas()
+    common = [*plan.flags(), *(f"-DTS_BUILT_{isa.upper()}=1" for isa in sets)]
+    target = f"-DTORCH_TARGET_VERSION={toolchain.TORCH_TARGET_VERSION}"
+    glue = ["-DTS_GLUE=1", target, *_system(plan.torch.include)]
+    objects = []
+    # Least instruction set first: of an inline function that several objects define, a linker keeps the first copy, so
+    # an AVX-512 copy of, say, std::vector's growth is never what a machine without AVX-512 runs.
+    for isa, machine in sets.items():
+        for source in sorted((plan.root / "csrc" / "cpu").glob("*.cpp")):
+            flags = [*common, *machine, f"-DTS_ISA={isa}", *(glue if isa == "base" else []), *_user("CXXFLAGS")]
+            objects.append(plan.edge("cxx", plan.out / f"{source.stem}.{isa}.o", [source], flags))
+    # torch is in the process before this library is, so no path to it is recorded.
+    libs = ["-Wl,--as-needed", f"-L{plan.torch.lib}", "-ltorch_cpu", "-ltorch", "-lc10"]
+    flags = ["-Wl,-soname,_cpu.so", "-Wl,--no-undefined", *_user("LDFLAGS"), *libs]
+    plan.products["_cpu.so"] = plan.edge("link", plan.out / "_cpu.so", objects, flags)
+    return plan.products["_cpu.so"]
+
+
+def native_module(plan: Plan, cpu: Path) -> Path:
+    """_native: the pybind11 module, linked against the CPU library that lies beside it."""
+    info = plan.out / "generated" / "build_info.h"
+    write_if_changed(info, _build_info(plan))
+    include = [f"-I{info.parent}", *_system(toolchain.pybind11_include(), sysconfig.get_path("include"))]
+    flags = [*plan.flags(), *include, *_user("CXXFLAGS")]
+    obj = plan.edge("cxx", plan.out / "native.o", [plan.root / "csrc" / "native.cpp"], flags)
+    name = f"_native{EXT_SUFFIX}"
+    flags = ["-Wl,-rpath,$ORIGIN", *_user("LDFLAGS")]
+    plan.products[name] = plan.edge("link", plan.out / name, [obj, cpu], flags)
+    return plan.products[name]
+
+
+def _build_info(plan: Plan) -> str:
+    values = {
+        "TS_VERSION": plan.version,
+        "TS_FLAGS": " ".join([*toolchain.CXX_FLAGS, *_user("CXXFLAGS")]),
+        "TS_TORCH_BUILT": plan.torch.version,
+        "TS_TORCH_TARGET": toolchain.TORCH_TARGET,
+        "TS_CUDA_ARCHS": plan.cuda_archs,
+    }
+    escaped = {k: v.replace("\\", "\\\\").replace('"', '\\"') for k, v in values.items()}
+    return "#pragma once\n" + "".join(f'#define {k} "{v}"\n' for k, v in escaped.items())
+
+
+def plan_all(root: Path, out: Path, version: str) -> Plan:
+    plan = Plan(root, out, version, toolchain.find_torch(), toolchain.find_compiler())
+    cpu = cpu_library(plan)
+    native_module(plan, cpu)
+    return plan
+
+
+def default_out(root: Path) -> Path:
+    """One folder for each Python and machine; objects in it are reused from build to build."""
+    return root / "build" / "native" / f"{sys.implementation.cache_tag}-{platform.machine()}"
+
+
+def build(root: Path, version: str, out: Path | None = None, verbose: bool = False) -> dict[str, Path]:
+    """Builds what changed. Returns file in the package -> file made."""
+    out = out or default_out(root)
+    with _locked(out):
+        plan = plan_all(root, out, version)
+        write_if_changed(out / "build.ninja", plan.text())
+        jobs = toolchain.max_jobs()
+        options = [*(["-j", str(jobs)] if jobs else []), *(["-v"] if verbose else [])]
+        if subprocess.run([toolchain.find_ninja(), "-C", str(out), *options]).returncode:
+            raise toolchain.BuildError("the native libraries did not compile; the compiler's messages are above.")
+    return plan.products
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file() or path.read_text() != text:
+        path.write_text(text)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One build at a time in a folder: ninja itself does not guard against two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # no such call on this system: build unguarded
+        yield
+        return
+    with open(folder / ".lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

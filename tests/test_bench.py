@@ -1,0 +1,302 @@
+"""The measuring itself: turns, medians, refusal of wrong kernels, records and tables, the command."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.nn.utils.rnn import pack_sequence
+
+from torchsmith.bench import harness, readme, report
+from torchsmith.spec import BenchCase, Sample, all_specs
+
+ROOT = Path(__file__).resolve().parents[1]
+
+needs_pytest_benchmark = pytest.mark.skipif(
+    not __import__("importlib.util").util.find_spec("pytest_benchmark"), reason="pytest-benchmark is not installed"
+)
+
+
+# ---------------------------------------------------------------------------------------------- harness
+
+
+def test_arms_take_turns_with_the_collector_off():
+    seen = []
+
+    def arm(name):
+        def run(count):
+            seen.append((name, gc.isenabled()))
+            time.sleep(2e-4)
+
+        return run
+
+    plan = harness.Plan(budget_s=0.01, round_s=1e-4, warm_s=0.0, min_rounds=6, max_rounds=6)
+    times = harness.interleave(harness.Pair(arm("ours"), arm("native")), plan)
+    timed = seen[-12:]
+    assert [name for name, _ in timed] == ["native", "ours"] * 6
+    assert not any(collecting for _, collecting in timed)
+    assert gc.isenabled()
+    assert len(times.ours) == len(times.native) == 6
+
+
+def test_ratio_is_native_over_ours_per_call():
+    pair = harness.Pair(lambda n: time.sleep(n * 1e-3), lambda n: time.sleep(n * 3e-3))
+    times = harness.interleave(pair, harness.Plan(budget_s=0.03, round_s=3e-3, warm_s=0.0, min_rounds=5, max_rounds=5))
+    facts = harness.ratio_of(times)
+    assert 2.0 < facts["ratio"] < 3.2
+    assert facts["ratio_low"] <= facts["ratio_high"]
+    assert 1e-3 <= min(times.ours) < 3e-3
+
+
+def test_small_work_is_repeated_within_a_round():
+    calls, rounds = harness.Plan().calls_and_rounds(harness.Pair(lambda n: None, lambda n: None))
+    assert calls > 100
+    assert 9 <= rounds <= 300
+
+
+def linear_case():
+    def make(dtype, device):
+        return Sample("x", tuple(torch.randn(size, dtype=dtype) for size in ((3, 4), (5, 4), (5,))))
+
+    return BenchCase("x", make, frozen=(0,))
+
+
+def broken_after(change):
+    return lambda *args: change(torch.nn.functional.linear(*args))
+
+
+@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("sign", lambda y: -y),
+        ("nan", lambda y: y * torch.tensor([float("nan"), 1, 1, 1, 1])),
+        ("one element", lambda y: y + torch.tensor([0.1, 0, 0, 0, 0])),
+        ("shape", lambda y: y[:, :4]),
+    ],
+)
+def test_a_wrong_kernel_is_not_timed(mode, name, change):
+    spec = SimpleNamespace(function=broken_after(change), reference=torch.nn.functional.linear)
+    with pytest.raises((AssertionError, RuntimeError)):
+        harness.op_pair(spec, linear_case(), mode, torch.float32).verify()
+
+
+@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
+def test_a_right_kernel_is_timed(mode):
+    spec = SimpleNamespace(function=broken_after(lambda y: y.clone()), reference=torch.nn.functional.linear)
+    pair = harness.op_pair(spec, linear_case(), mode, torch.float32)
+    pair.verify()
+    pair.ours(2)
+    pair.native(2)
+
+
+def test_a_wrong_gradient_is_not_timed():
+    def wrong(x, w, b):
+        return torch.nn.functional.linear(x, w, b.detach() + 0 * b)
+
+    spec = SimpleNamespace(function=wrong, reference=torch.nn.functional.linear)
+    harness.op_pair(spec, linear_case(), "forward", torch.float32).verify()
+    with pytest.raises(AssertionError, match="off by"):
+        harness.op_pair(spec, linear_case(), "forward+backward", torch.float32).verify()
+
+
+def test_frozen_arguments_get_no_gradient():
+    sample = linear_case().make(torch.float32, torch.device("cpu"))
+    args, _, inputs = harness._with_grad(sample, (0,))
+    assert [a.requires_grad for a in args] == [False, True, True]
+    assert len(inputs) == 2
+
+
+def test_nests_of_tensors_are_walked():
+    packed = pack_sequence([torch.zeros(3, 2), torch.zeros(1, 2)])
+    nest = (packed, [torch.ones(1), {"a": torch.ones(2)}], None, 3)
+    assert [tuple(t.shape) for t in harness.leaves(nest)] == [(4, 2), (1,), (2,)]
+    doubled = harness.map_tensors(nest, lambda t: t + 1)
+    assert torch.equal(doubled[0].batch_sizes, packed.batch_sizes)
+    assert doubled[0].data.eq(1).all()
+    assert doubled[2:] == (None, 3)
+
+
+def test_module_pair_starts_from_the_same_weights():
+    def module():
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+
+    ours, native = module(), module()
+    batch = (torch.randn(5, 4),), torch.tensor([0, 1, 2, 0, 1])
+    for mode in ("training step", "inference"):
+        pair = harness.module_pair(ours, native, *batch, mode)
+        pair.verify()
+        pair.ours(1)
+        pair.native(1)
+    with pytest.raises(ValueError, match="mode must be"):
+        harness.module_pair(ours, native, *batch, "step")
+
+
+def test_environment_names_no_folder():
+    text = json.dumps(harness.environment())
+    assert str(Path.home()) not in text or str(Path.home()) == "/"
+    assert str(ROOT) not in text
+    assert torch.__version__ in text
+
+
+# ---------------------------------------------------------------------------------------------- record and tables
+
+
+def row(**changes):
+    base = {
+        "kind": "op", "op": "linear", "label": "2x3", "mode": "forward", "dtype": "float32", "threads": 1,
+        "ours_us": 10.0, "native_us": 25.0, "ratio": 2.5, "ratio_low": 2.4, "ratio_high": 2.6, "gflops": 12.34,
+    }  # fmt: skip
+    return {**base, **changes}
+
+
+def data(*rows):
+    env = {
+        "processor": "P", "cores": 2, "isa": "avx2", "native_isa": "AVX2", "torch": "2", "torchsmith": "1",
+        "python": "3", "compiler": "gcc",
+    }  # fmt: skip
+    return {"format": report.FORMAT, "when": "2025-01-02T03:04", "environment": env, "rows": list(rows)}
+
+
+def test_markdown_has_a_table_for_each_mode_and_thread_count():
+    text = report.markdown(data(row(), row(threads=2, ratio=0.8), row(kind="model", op="M", mode="inference")))
+    assert "## Ops, forward, 1 thread, float32" in text
+    assert "## Ops, forward, 2 threads, float32" in text
+    assert "## Models, inference, 1 thread, float32" in text
+    assert "| linear | 2x3 | 25.0 us | 10.0 us | 2.50 (2.40-2.60) | 12.3 |" in text
+    assert "0.80" in text, "losses are shown as plainly as wins"
+
+
+@pytest.mark.parametrize(
+    ("us", "text"), [(0.1234, "0.12 us"), (12.34, "12.3 us"), (999.4, "999 us"), (1234.0, "1.23 ms"), (2.5e6, "2.50 s")]
+)
+def test_durations(us, text):
+    assert report.duration(us) == text
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    report.write_atomic(path, "old")
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        report.write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 99, "rows": []}', '{"format": 1}'])
+def test_a_bad_record_names_itself(tmp_path, text):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="bad.json"):
+        report.load(path)
+
+
+def test_save_and_load(tmp_path):
+    saved, table = report.save(tmp_path / "new" / "folder", data(row()))
+    assert report.load(saved) == data(row())
+    assert table.read_text() == report.markdown(data(row()))
+
+
+# ---------------------------------------------------------------------------------------------- README
+
+
+def test_blocks_are_replaced_between_their_marks():
+    text = "a\n<!-- begin x -->\nold\n<!-- end x -->\nb\n"
+    assert readme.replace_block(text, "x", "new\n") == text.replace("old", "new")
+    with pytest.raises(ValueError, match="'y'"):
+        readme.replace_block(text, "y", "")
+
+
+def test_the_support_table_names_every_op():
+    table = readme.support()
+    for spec in all_specs():
+        assert f"`{spec.name}`" in table
+
+
+def test_readme_is_current():
+    path = ROOT / "README.md"
+    if not path.is_file():
+        pytest.skip("not in a checkout")
+    text = path.read_text(encoding="utf-8")
+    assert readme.render(text, ROOT / "bench" / "records" / "cpu.json") == text, "run `make readme`"
+
+
+# ---------------------------------------------------------------------------------------------- the command
+
+
+def invoke(*args: str):
+    from torchsmith.bench_cli import bench
+
+    return CliRunner().invoke(bench, list(args))
+
+
+@pytest.mark.parametrize(
+    ("args", "allowed"),
+    [
+        (("--op", "softmax"), "linear"),
+        (("--mode", "sideways"), "training step"),
+        (("--dtype", "int8"), "bfloat16"),
+        (("--threads", "0"), "1"),
+    ],
+)
+def test_wrong_options_say_what_is_allowed(args, allowed):
+    result = invoke(*args)
+    assert result.exit_code == 2
+    assert allowed in result.output
+
+
+def command(*args: object, **kwargs) -> subprocess.Popen:
+    line = [sys.executable, "-m", "torchsmith", "bench", "--quick", *map(str, args)]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+@needs_pytest_benchmark
+def test_bench_writes_its_record_and_tables(tmp_path):
+    process = command("--op", "linear", "--mode", "forward", "--out", tmp_path / "out", "--json", cwd=tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    record = report.load(tmp_path / "out" / "bench.json")
+    assert json.loads(out) == record
+    labels = [case.label for spec in all_specs() if spec.name == "linear" for case in spec.bench]
+    assert [r["label"] for r in record["rows"]] == labels
+    for r in record["rows"]:
+        assert r["ratio"] > 0
+        assert r["threads"] == 1
+        assert r["gflops"] > 0
+        assert r["rounds"] >= 5
+    assert (tmp_path / "out" / "bench.md").read_text() == report.markdown(record)
+    raw = json.loads((tmp_path / "out" / "pytest-benchmark.json").read_text())
+    assert {b["extra_info"]["op"] for b in raw["benchmarks"]} == {"linear"}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"], "nothing is left where the command ran"
+
+
+@needs_pytest_benchmark
+def test_ctrl_c_keeps_what_was_measured(tmp_path):
+    process = command("--out", tmp_path, "--mode", "forward")
+    log = tmp_path / "pytest.log"
+    deadline = time.monotonic() + 120
+    while (
+        time.monotonic() < deadline and process.poll() is None and not (log.is_file() and "." in log.read_text()[:200])
+    ):
+        time.sleep(0.2)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert report.load(tmp_path / "bench.json")["interrupted"]
+    assert "stopped early" in err

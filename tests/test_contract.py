@@ -1,0 +1,202 @@
+"""Every op, on every dtype and sample of its description, against the float64 reference."""
+
+import itertools
+
+import pytest
+import torch
+from compare import compare
+from contract import Call, cases, samples_of
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchsmith import _native
+from torchsmith.dispatch import backend, explain
+from torchsmith.spec import all_specs
+
+ISAS = _native.isa_available()
+
+
+@pytest.fixture
+def isa(request):
+    _native.force_isa(request.param)
+    yield request.param
+    _native.force_isa(None)
+
+
+def check_against_reference(spec, sample):
+    exact, native, call = Call(sample, torch.float64), Call(sample), Call(sample)
+    with backend("cpp"):
+        ours, our_grads = call.gradients(spec.function)
+        assert explain().implementation == ("torch" if sample.name == "no channels" else "cpp"), explain()
+    expected, exact_grads = exact.gradients(spec.reference)
+    plain, native_grads = native.gradients(spec.reference)
+    assert len(ours) == len(plain) == len(expected)
+    for i, (a, b, c) in enumerate(zip(ours, plain, expected, strict=True)):
+        compare(a, b, c, f"output {i}")
+    for i, (a, b, c) in enumerate(zip(our_grads, native_grads, exact_grads, strict=True)):
+        assert (a is None) == (b is None), f"gradient {i}: {a} against {b}"
+        if a is not None:
+            compare(a, b, c, f"gradient {i}")
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("spec, dtype, index", cases())
+def test_values_and_gradients(spec, dtype, index, isa):
+    check_against_reference(spec, samples_of(spec, dtype)[index])
+
+
+@pytest.mark.parametrize("spec, dtype, index", cases((torch.float32,)))
+def test_every_subset_of_gradients(spec, dtype, index):
+    call = Call(samples_of(spec, dtype)[index])
+    _, full = call.gradients(spec.function)
+    count = len(call.tensors)
+    subsets = itertools.product([False, True], repeat=count)
+    if count > 5:  # weights of a deep stack: each alone, and all but each
+        alone = [[i == j for j in range(count)] for i in range(count)]
+        subsets = alone + [[not w for w in one] for one in alone]
+    for wanted in subsets:
+        if not any(wanted):
+            continue
+        _, found = call.gradients(spec.function, list(wanted))
+        for w, some, every in zip(wanted, found, full, strict=True):
+            assert w or some is None
+            if w and every is not None:
+                assert torch.equal(some.nan_to_num(7), every.nan_to_num(7))
+
+
+@pytest.mark.parametrize("spec, dtype, index", cases((torch.float32, torch.bfloat16)))
+def test_inputs_unmodified_outputs_own_memory(spec, dtype, index):
+    call = Call(samples_of(spec, dtype)[index])
+    before = [t.clone() for t in call.tensors]
+    outputs = call.run(spec.function)
+    for t, b in zip(call.tensors, before, strict=True):
+        assert torch.equal(t.nan_to_num(7), b.nan_to_num(7))
+    storages = {t.untyped_storage().data_ptr() for t in call.tensors if t.numel()}
+    for o in outputs:
+        if o.is_floating_point() and o.numel():
+            assert o.untyped_storage().data_ptr() not in storages
+
+
+@pytest.mark.parametrize("spec, dtype, index", cases((torch.float32,)))
+def test_layout_of_outputs_is_native(spec, dtype, index):
+    sample = samples_of(spec, dtype)[index]
+    if "weight" in sample.name and "channels_last" in sample.name:
+        pytest.skip("ATen's choice for a channels_last weight alone depends on which library computes it")
+    call = Call(sample)
+    for a, b in zip(call.run(spec.function), call.run(spec.reference), strict=True):
+        if a.dim() == 4 and a.numel():
+            last = torch.channels_last
+            assert a.is_contiguous(memory_format=last) == b.is_contiguous(memory_format=last), (a.stride(), b.stride())
+
+
+@pytest.mark.parametrize("spec, dtype, index", cases((torch.float32,)))
+def test_threads_do_not_change_a_bit(spec, dtype, index):
+    call = Call(samples_of(spec, dtype)[index])
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 2):
+            torch.set_num_threads(threads)
+            outputs, grads = call.gradients(spec.function)
+            results.append([*outputs, *(g for g in grads if g is not None)])
+    finally:
+        torch.set_num_threads(before)
+    for one, two, again in zip(*results, strict=True):
+        assert torch.equal(one.nan_to_num(7), two.nan_to_num(7))
+        assert torch.equal(two.nan_to_num(7), again.nan_to_num(7))
+
+
+def differentiable_call(spec, dtype, index, largest):
+    call = Call(samples_of(spec, dtype)[index])
+    if not 0 < sum(t.numel() for t in call.tensors) <= largest:
+        pytest.skip("empty, or too large for numeric differentiation; compared with autograd's gradients instead")
+    tensors = [t.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for t in call.tensors]
+
+    def function(*tensors):
+        return tuple(o for o in call.run(spec.function, tensors) if o.is_floating_point())
+
+    return function, tensors
+
+
+@pytest.mark.parametrize("spec, dtype, index", cases((torch.float64,), differentiable=True))
+def test_gradcheck(spec, dtype, index):
+    function, tensors = differentiable_call(spec, dtype, index, largest=3000)
+    assert torch.autograd.gradcheck(function, tensors, fast_mode=True, nondet_tol=0.0)
+
+
+@pytest.mark.parametrize("spec, dtype, index", cases((torch.float64,), differentiable=True))
+def test_gradgradcheck(spec, dtype, index):
+    function, tensors = differentiable_call(spec, dtype, index, largest=800)
+    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+class Record(TorchDispatchMode):
+    """Keeps the arguments of every native op that a call makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "torchsmith":
+            self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def detached(value):
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.parametrize("spec", all_specs(), ids=lambda s: s.name)
+def test_opcheck(spec):
+    """Schema, fake kernels (shapes, dtypes, strides) and tracing of every native op, on the arguments the samples give it."""
+    seen = set()
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for sample in samples_of(spec, dtype):
+            with Record() as record:
+                Call(sample).gradients(spec.function)
+            for func, args, kwargs in record.calls:
+                seen.add(func.name().split("::")[1])
+                args, kwargs = torch.utils._pytree.tree_map(detached, (args, kwargs))
+                torch.library.opcheck(func, args, kwargs, test_utils=("test_schema", "test_faketensor"))
+    assert seen == set(spec.kernels)
+
+
+@pytest.mark.parametrize("spec", all_specs(), ids=lambda s: s.name)
+def test_opcheck_traced(spec):
+    """The same through AOT autograd with dynamic shapes, on a sample each."""
+    with Record() as record:
+        Call(samples_of(spec, torch.float32)[2]).gradients(spec.function)
+    assert record.calls
+    for func, args, kwargs in record.calls:
+        args, kwargs = torch.utils._pytree.tree_map(detached, (args, kwargs))
+        torch.library.opcheck(func, args, kwargs)
+
+
+@pytest.mark.parametrize("name", ["cpp", "torch", "auto"])
+@pytest.mark.parametrize(
+    "spec, case", [pytest.param(s, c, id=f"{s.name}-{c.name}".replace(" ", "_")) for s in all_specs() for c in s.errors]
+)
+def test_errors(spec, case, name):
+    sample = case.make()
+    with backend(name), pytest.raises(case.error, match=case.pattern):
+        spec.function(*sample.args, **sample.kwargs)
+
+
+@pytest.mark.parametrize("spec", all_specs(), ids=lambda s: s.name)
+def test_devices_do_not_mix(spec):
+    call = Call(samples_of(spec, torch.float32)[1])
+    for i in range(1, len(call.tensors)):
+        tensors = [t.to("meta") if i == j else t for j, t in enumerate(call.tensors)]
+        with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+            call.run(spec.function, tensors)
+
+
+@pytest.mark.parametrize("spec", all_specs(), ids=lambda s: s.name)
+def test_meta_tensors(spec):
+    for sample in samples_of(spec, torch.float32)[:8]:
+        call = Call(sample)
+        real = call.run(spec.function)
+        fake = call.run(spec.function, [t.to("meta") for t in call.tensors])
+        for r, f in zip(real, fake, strict=True):
+            if r.is_floating_point():
+                assert f.device.type == "meta" and f.shape == r.shape and f.dtype == r.dtype
