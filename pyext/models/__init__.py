@@ -1,0 +1,9 @@
+"""The models of the course.
+
+Each is written once, on the names that ``torchsmith.nn`` and ``torchsmith.native_nn`` share; the keyword ``layers``
+says which of the two it is built from. A constructor without arguments gives the course's model.
+"""
+
+from .cnn import MnistCNN
+
+__all__ = ["MnistCNN"]
