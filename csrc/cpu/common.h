@@ -11,7 +11,7 @@ namespace ts {
 
 // Scratch memory of the calling thread: grows, is kept for the next call, 64-byte aligned, contents undefined.
 // Each slot is one buffer; a function that calls another must not use the other's slots.
-enum class Slot : int { pack_a, pack_b, image, pixels, gradient, transposed, partial, gates, state, batch, input, count };
+enum class Slot : int { pack_a, pack_b, image, pixels, gradient, transposed, partial, gates, state, batch, input, cells, count };
 void* scratch_bytes(Slot slot, size_t bytes);
 
 // Runs body(ctx, begin, end) over [0, n) on torch's threads, at least `grain` items a thread; nested calls run serially.

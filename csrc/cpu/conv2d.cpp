@@ -47,23 +47,33 @@ void pool_image(const Dims& d, const Sizes& s, const T* image, T* y, void* posit
   }
 }
 
+// Where each cell (c, kh, kw) of a window lies from its first, in an image of the given plane and pitch.
+inline void window_cells(int64_t* cell, int64_t channels, const Dims& d, int64_t plane, int64_t pitch) {
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t kh = 0; kh < d.KH; ++kh)
+      for (int64_t kw = 0; kw < d.KW; ++kw) *cell++ = c * plane + kh * d.DH * pitch + kw * d.DW;
+}
+
 template <class T>
 void conv2d_forward(const conv2d::Forward<T>& p) {
   const Dims d = p.d;
   const Sizes s(d);
+  const bool direct = ImageProduct<T>::can_be_direct(d.SW, d.OW);
   T* packed = scratch<T>(Slot::transposed, d.K * s.window);
   for (int64_t g = 0; g < d.G; ++g)
-    LeftPacked<T>::pack(packed + g * s.Kg * s.window, s.Kg, s.window, p.w + g * s.Kg * s.window);
+    LeftPacked<T>::pack(packed + g * s.Kg * s.window, s.Kg, s.window, p.w + g * s.Kg * s.window,
+                        direct ? s.window : kDepth);
+  const int64_t plane = s.padded_h * s.padded_w;
+  int64_t* cell = scratch<int64_t>(Slot::cells, s.window);
+  window_cells(cell, s.Cg, d, plane, s.padded_w);
   parallel(d.N, images_a_thread(d, s), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const T* x = padded_image(d, s, p.x + n * d.C * d.H * d.W, Slot::image);
       T* y = d.pool ? scratch<T>(Slot::pixels, d.K * s.cells) : p.y + n * d.K * s.cells;
       for (int64_t g = 0; g < d.G; ++g) {
-        const Image<T> image{x + g * s.Cg * s.padded_h * s.padded_w, s.padded_h * s.padded_w, s.padded_w, d.KH, d.KW,
-                             d.DH, d.DW, d.SH, d.SW, d.OW};
-        gemm<T>(s.Kg, s.cells, s.window, LeftPacked<T>{packed + g * s.Kg * s.window, s.Kg, panel_rows(s.Kg)}, image,
-                y + g * s.Kg * s.cells, s.cells,
-                {.row_bias = p.bias ? p.bias + g * s.Kg : nullptr, .relu = d.relu});
+        const Image<T> image{x + g * s.Cg * plane, plane, s.padded_w, d.KH, d.KW, d.DH, d.DW, d.SH, d.SW, d.OW};
+        ImageProduct<T>{image, s.Kg, s.window, s.cells, cell, direct}.run(
+            packed + g * s.Kg * s.window, y + g * s.Kg * s.cells, p.bias ? p.bias + g * s.Kg : nullptr, d.relu);
       }
       if (d.pool) pool_image<T>(d, s, y, p.y, p.position, n * d.K);
     }
@@ -95,7 +105,7 @@ const T* image_gradient(const conv2d::Backward<T>& p, const Sizes& s, int64_t n)
 
 // dx of one image: the flipped weights over the gradient with zeros inserted between its cells.
 template <class T>
-void data_gradient(const Dims& d, const Sizes& s, const T* g, const T* flipped, T* dx) {
+void data_gradient(const Dims& d, const Sizes& s, const T* g, const T* flipped, const int64_t* cell, T* dx) {
   const int64_t height = d.H + d.DH * (d.KH - 1), width = d.W + d.DW * (d.KW - 1);
   T* placed = nullptr;
   if (height != d.OH || width != d.OW || d.PT != d.DH * (d.KH - 1) || d.PL != d.DW * (d.KW - 1) || d.SH != 1 ||
@@ -107,8 +117,8 @@ void data_gradient(const Dims& d, const Sizes& s, const T* g, const T* flipped, 
     const int64_t depth = s.Kg * d.KH * d.KW;
     const Image<T> image{(placed ? placed : g) + group * s.Kg * height * width, height * width, width, d.KH, d.KW, d.DH,
                          d.DW, 1, 1, d.W};
-    gemm<T>(s.Cg, d.H * d.W, depth, LeftPacked<T>{flipped + group * s.Cg * depth, s.Cg, panel_rows(s.Cg)}, image,
-            dx + group * s.Cg * d.H * d.W, d.H * d.W, {});
+    ImageProduct<T>{image, s.Cg, depth, d.H * d.W, cell, ImageProduct<T>::can_be_direct(1, d.W)}.run(
+        flipped + group * s.Cg * depth, dx + group * s.Cg * d.H * d.W, nullptr, false);
   }
 }
 
@@ -159,7 +169,8 @@ void flip_weights(const Dims& d, const Sizes& s, const T* w, T* packed) {
       for (int64_t c = 0; c < s.Cg; ++c)
         for (int64_t i = 0; i < area; ++i)
           flipped[c * depth + k * area + i] = w[((g * s.Kg + k) * s.Cg + c) * area + area - 1 - i];
-    LeftPacked<T>::pack(packed + g * s.Cg * depth, s.Cg, depth, flipped);
+    LeftPacked<T>::pack(packed + g * s.Cg * depth, s.Cg, depth, flipped,
+                        ImageProduct<T>::can_be_direct(1, d.W) ? depth : kDepth);
   }
 }
 
@@ -172,7 +183,12 @@ void conv2d_backward(const conv2d::Backward<T>& p) {
   T* partial = scratch<T>(Slot::partial, shares * share_size);
   std::memset(partial, 0, sizeof(T) * shares * share_size);
   T* flipped = p.dx ? scratch<T>(Slot::transposed, d.K * s.window) : nullptr;
-  if (p.dx) flip_weights<T>(d, s, p.w, flipped);
+  int64_t* cell = scratch<int64_t>(Slot::cells, s.Kg * d.KH * d.KW);
+  if (p.dx) {
+    flip_weights<T>(d, s, p.w, flipped);
+    const int64_t height = d.H + d.DH * (d.KH - 1), width = d.W + d.DW * (d.KW - 1);
+    window_cells(cell, s.Kg, d, height * width, width);
+  }
   const int64_t grain = shares < threads() ? shares : ceil_div(images_a_thread(d, s) * shares, max_of<int64_t>(1, d.N));
   parallel(shares, grain, [&](int64_t begin, int64_t end) {
     for (int64_t share = begin; share < end; ++share) {
@@ -186,7 +202,7 @@ void conv2d_backward(const conv2d::Backward<T>& p) {
           bias[k] += sum_lanes<T>(sum);
         }
         if (p.dw) weight_gradient<T>(d, s, g, padded_image(d, s, p.x + n * d.C * d.H * d.W, Slot::batch), sums, channels);
-        if (p.dx) data_gradient<T>(d, s, g, flipped, p.dx + n * d.C * d.H * d.W);
+        if (p.dx) data_gradient<T>(d, s, g, flipped, cell, p.dx + n * d.C * d.H * d.W);
       }
     }
   });
