@@ -1,8 +1,8 @@
-// conv2d, +ReLU, +ReLU+maxpool on the CPU: an image at a time, as a GEMM whose right factor is cut out of the image
-// (conv_image.h). The pool runs over the finished image while it is in cache. Formulas and shapes: contract/conv2d.h.
+// conv2d, +ReLU, +ReLU+maxpool on the CPU: an image at a time, expanded in width (conv_image.h). The pool runs over the
+// finished image while it is in cache. Weight gradient: conv_weights.h. Formulas and shapes: contract/conv2d.h.
 #include "../contract/conv2d.h"
 
-#include "conv_image.h"
+#include "conv_weights.h"
 
 namespace ts {
 TS_DECLARE(conv2d_forward, conv2d::Forward)
@@ -14,26 +14,23 @@ namespace ts::TS_ISA {
 using conv2d::Dims;
 
 struct Sizes {  // what both directions compute from the dims
-  int64_t Cg, Kg, window, cells, padded_h, padded_w, result;
-  bool padded;
+  int64_t Cg, Kg, window, cells, result;
   explicit Sizes(const Dims& d)
-      : Cg(d.C / d.G), Kg(d.K / d.G), window(Cg * d.KH * d.KW), cells(d.OH * d.OW), padded_h(d.H + d.PT + d.PB),
-        padded_w(d.W + d.PL + d.PR), result(d.pool ? d.window.OH * d.window.OW : cells),
-        padded(d.PT || d.PL || d.PB || d.PR) {}
+      : Cg(d.C / d.G), Kg(d.K / d.G), window(Cg * d.KH * d.KW), cells(d.OH * d.OW),
+        result(d.pool ? d.window.OH * d.window.OW : cells) {}
 };
 
-// Images a thread, or all of them on one where a single image is work enough to be split inside the GEMM.
+TS_INLINE Expansion input_expansion(const Dims& d) {
+  return {d.C, d.H, d.W, d.PT, d.PL, 1, 1, d.KH, d.KW, d.DH, d.DW, d.SH, d.SW, d.OH, d.OW};
+}
+TS_INLINE Expansion gradient_expansion(const Dims& d) {  // of dL/dy, whose windows are the flipped ones
+  return {d.K, d.OH, d.OW, d.DH * (d.KH - 1) - d.PT, d.DW * (d.KW - 1) - d.PL, d.SH, d.SW, d.KH, d.KW, d.DH, d.DW, 1, 1, d.H, d.W};
+}
+
+// Images a thread, or all of them on one where a single image is work enough to be split inside.
 TS_INLINE int64_t images_a_thread(const Dims& d, const Sizes& s) {
   if (d.N < threads()) return max_of<int64_t>(1, d.N);
   return max_of<int64_t>(1, kParallelWork / max_of<int64_t>(1, d.K * s.window * s.cells));
-}
-
-template <class T>
-const T* padded_image(const Dims& d, const Sizes& s, const T* x, Slot slot) {
-  if (!s.padded) return x;
-  T* to = scratch<T>(slot, d.C * s.padded_h * s.padded_w);
-  place<T>(to, s.padded_h, s.padded_w, x, d.C, d.H, d.W, d.PT, d.PL, 1, 1);
-  return to;
 }
 
 template <class T>
@@ -47,46 +44,34 @@ void pool_image(const Dims& d, const Sizes& s, const T* image, T* y, void* posit
   }
 }
 
-// Where each cell (c, kh, kw) of a window lies from its first, in an image of the given plane and pitch.
-inline void window_cells(int64_t* cell, int64_t channels, const Dims& d, int64_t plane, int64_t pitch) {
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t kh = 0; kh < d.KH; ++kh)
-      for (int64_t kw = 0; kw < d.KW; ++kw) *cell++ = c * plane + kh * d.DH * pitch + kw * d.DW;
-}
-
 template <class T>
 void conv2d_forward(const conv2d::Forward<T>& p) {
   const Dims d = p.d;
   const Sizes s(d);
-  const bool direct = ImageProduct<T>::can_be_direct(d.SW, d.OW);
+  const Expansion e = input_expansion(d);
   T* packed = scratch<T>(Slot::transposed, d.K * s.window);
   for (int64_t g = 0; g < d.G; ++g)
-    LeftPacked<T>::pack(packed + g * s.Kg * s.window, s.Kg, s.window, p.w + g * s.Kg * s.window,
-                        direct ? s.window : kDepth);
-  const int64_t plane = s.padded_h * s.padded_w;
-  int64_t* cell = scratch<int64_t>(Slot::cells, s.window);
-  window_cells(cell, s.Cg, d, plane, s.padded_w);
+    pack_weights<T>(packed + g * s.Kg * s.window, s.Kg, s.window, p.w + g * s.Kg * s.window);
+  int64_t* offset = scratch<int64_t>(Slot::cells, s.window);
+  e.offsets(offset, s.Cg);
   parallel(d.N, images_a_thread(d, s), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      const T* x = padded_image(d, s, p.x + n * d.C * d.H * d.W, Slot::image);
+      const T* x = expanded<T>(p.x + n * d.C * d.H * d.W, 1, e, Slot::image);
       T* y = d.pool ? scratch<T>(Slot::pixels, d.K * s.cells) : p.y + n * d.K * s.cells;
-      for (int64_t g = 0; g < d.G; ++g) {
-        const Image<T> image{x + g * s.Cg * plane, plane, s.padded_w, d.KH, d.KW, d.DH, d.DW, d.SH, d.SW, d.OW};
-        ImageProduct<T>{image, s.Kg, s.window, s.cells, cell, direct}.run(
-            packed + g * s.Kg * s.window, y + g * s.Kg * s.cells, p.bias ? p.bias + g * s.Kg : nullptr, d.relu);
-      }
+      for (int64_t g = 0; g < d.G; ++g)
+        ImageProduct<T>{x + g * s.Cg * d.KW * e.plane(), offset, s.Kg, s.window, s.cells,
+                        packed + g * s.Kg * s.window, p.bias ? p.bias + g * s.Kg : nullptr, d.relu}
+            .run(y + g * s.Kg * s.cells);
       if (d.pool) pool_image<T>(d, s, y, p.y, p.position, n * d.K);
     }
   });
 }
 
-// The gradient at the convolution's own output, [K, cells]: unpooled and masked.
+// The gradient of image n at the convolution's own output, [K, cells]: unpooled and masked.
 template <class T>
-const T* image_gradient(const conv2d::Backward<T>& p, const Sizes& s, int64_t n) {
+void image_gradient(const conv2d::Backward<T>& p, const Sizes& s, int64_t n, T* to) {
   const Dims& d = p.d;
   const T *g = p.g + n * d.K * s.result, *y = p.y ? p.y + n * d.K * s.result : nullptr;
-  if (!d.pool && !d.relu) return g;
-  T* to = scratch<T>(Slot::gradient, d.K * s.cells);
   for (int64_t k = 0; k < d.K && d.pool; ++k) {
     const int64_t at = (n * d.K + k) * s.result, o = k * s.result;
     if (maxpool2d::byte_position(d.window))
@@ -100,66 +85,9 @@ const T* image_gradient(const conv2d::Backward<T>& p, const Sizes& s, int64_t n)
     const int lanes = static_cast<int>(min_of<int64_t>(kLanes<T>, d.K * s.cells - i));
     store_n<T>(to + i, relu_gradient<T>(load_n<T>(g + i, lanes), load_n<T>(y + i, lanes)), lanes);
   }
-  return to;
 }
 
-// dx of one image: the flipped weights over the gradient with zeros inserted between its cells.
-template <class T>
-void data_gradient(const Dims& d, const Sizes& s, const T* g, const T* flipped, const int64_t* cell, T* dx) {
-  const int64_t height = d.H + d.DH * (d.KH - 1), width = d.W + d.DW * (d.KW - 1);
-  T* placed = nullptr;
-  if (height != d.OH || width != d.OW || d.PT != d.DH * (d.KH - 1) || d.PL != d.DW * (d.KW - 1) || d.SH != 1 ||
-      d.SW != 1) {
-    placed = scratch<T>(Slot::image, d.K * height * width);
-    place<T>(placed, height, width, g, d.K, d.OH, d.OW, d.DH * (d.KH - 1) - d.PT, d.DW * (d.KW - 1) - d.PL, d.SH, d.SW);
-  }
-  for (int64_t group = 0; group < d.G; ++group) {
-    const int64_t depth = s.Kg * d.KH * d.KW;
-    const Image<T> image{(placed ? placed : g) + group * s.Kg * height * width, height * width, width, d.KH, d.KW, d.DH,
-                         d.DW, 1, 1, d.W};
-    ImageProduct<T>{image, s.Cg, depth, d.H * d.W, cell, ImageProduct<T>::can_be_direct(1, d.W)}.run(
-        flipped + group * s.Cg * depth, dx + group * s.Cg * d.H * d.W, nullptr, false);
-  }
-}
-
-// Adds one image's share to sums[G][window][channels], channels being Kg rounded up to whole vectors.
-template <class T>
-void weight_gradient(const Dims& d, const Sizes& s, const T* g, const T* x, T* sums, int64_t channels) {
-  constexpr int L = kLanes<T>;
-  const int64_t plane = s.padded_h * s.padded_w;
-  T* gt = scratch<T>(Slot::pixels, s.cells * channels);
-  const int tall = channels == L ? kTallRows : kRows;
-  const int rows = static_cast<int>(ceil_div(s.window, ceil_div(s.window, tall)));
-  for (int64_t group = 0; group < d.G; ++group) {
-    transpose_copy<T>(gt, channels, g + group * s.Kg * s.cells, s.cells, s.Kg, s.cells);
-    const T* planes = x + group * s.Cg * plane;
-    T* to = sums + group * s.window * channels;
-    const int64_t tiles = ceil_div(s.window, rows);
-    parallel(tiles, max_of<int64_t>(1, kParallelWork / (s.cells * channels * rows + 1)), [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin * rows; k < min_of(s.window, end * rows); k += rows) {
-        const int r = static_cast<int>(min_of<int64_t>(rows, s.window - k));
-        int64_t offset[kTallRows];
-        for (int i = 0; i < r; ++i) {
-          const int64_t kw = (k + i) % d.KW, kh = (k + i) / d.KW % d.KH, c = (k + i) / (d.KW * d.KH);
-          offset[i] = c * plane + kh * d.DH * s.padded_w + kw * d.DW;
-        }
-        for (int64_t co = 0; co < channels; co += 2 * L) {
-          const int vectors = channels - co > L ? 2 : 1;
-          weight_tile_for<T>(r, vectors)(planes, offset, d.SH * s.padded_w, d.SW, gt + co, channels, d.OH, d.OW,
-                                         to + k * channels + co, channels);
-        }
-      }
-    });
-  }
-}
-
-// Images are summed in a number of shares that depends on the sizes alone, so that threads do not change the result.
-template <class T>
-int64_t shares_of(const Dims& d, int64_t weights) {
-  const int64_t most = max_of<int64_t>(1, (int64_t{8} << 20) / static_cast<int64_t>(sizeof(T)) / max_of<int64_t>(1, weights));
-  return min_of(max_of<int64_t>(1, d.N), min_of<int64_t>(16, most));
-}
-
+// Weights for the data gradient: [g][c][k, kh, kw] with the window flipped, packed.
 template <class T>
 void flip_weights(const Dims& d, const Sizes& s, const T* w, T* packed) {
   const int64_t area = d.KH * d.KW, depth = s.Kg * area;
@@ -169,49 +97,100 @@ void flip_weights(const Dims& d, const Sizes& s, const T* w, T* packed) {
       for (int64_t c = 0; c < s.Cg; ++c)
         for (int64_t i = 0; i < area; ++i)
           flipped[c * depth + k * area + i] = w[((g * s.Kg + k) * s.Cg + c) * area + area - 1 - i];
-    LeftPacked<T>::pack(packed + g * s.Cg * depth, s.Cg, depth, flipped,
-                        ImageProduct<T>::can_be_direct(1, d.W) ? depth : kDepth);
+    pack_weights<T>(packed + g * s.Cg * depth, s.Cg, depth, flipped);
   }
+}
+
+// dx of one image: the flipped weights over the gradient with zeros inserted between its cells.
+template <class T>
+void data_gradient(const Dims& d, const Sizes& s, const T* g, const T* flipped, const int64_t* offset, T* dx) {
+  const Expansion e = gradient_expansion(d);
+  const T* expanded_g = expanded<T>(g, 1, e, Slot::image);
+  const int64_t depth = s.Kg * d.KH * d.KW;
+  for (int64_t group = 0; group < d.G; ++group)
+    ImageProduct<T>{expanded_g + group * s.Kg * d.KW * e.plane(), offset, s.Cg, depth, d.H * d.W,
+                    flipped + group * s.Cg * depth, nullptr, false}
+        .run(dx + group * s.Cg * d.H * d.W);
+}
+
+template <class T>
+void bias_gradient(const T* g, int64_t K, int64_t cells, T* sums) {
+  for (int64_t k = 0; k < K; ++k) {
+    Vec<T> sum[2] = {};
+    for_vectors<T>(cells, [&](int64_t i, int n) { sum[i / kLanes<T> % 2] += load_some<T>(g + k * cells + i, n); });
+    sums[k] += sum_lanes<T>(sum[0] + sum[1]);
+  }
+}
+
+struct Plan {  // of a backward pass: what every share of the images uses
+  int64_t at_once, shares, share_size;  // images a group; shares of the batch; sums of a share: dw then db
+  const int64_t *offset, *flipped_offset;
+};
+
+// All gradients of images [begin, end), added to one share's sums; a group of images at a time stays in cache.
+template <class T>
+void backward_images(const conv2d::Backward<T>& p, const Sizes& s, const Plan& plan, int64_t begin, int64_t end,
+                     const T* flipped, T* sums) {
+  const Dims& d = p.d;
+  const Expansion e = input_expansion(d);
+  const int64_t image = d.C * d.H * d.W, cells = d.K * s.cells;
+  for (int64_t first = begin; first < end; first += plan.at_once) {
+    const int64_t count = min_of(plan.at_once, end - first);
+    const T* g = p.g + first * cells;
+    if (d.pool || d.relu) {
+      T* to = scratch<T>(Slot::gradient, count * cells);
+      for (int64_t n = 0; n < count; ++n) image_gradient<T>(p, s, first + n, to + n * cells);
+      g = to;
+    }
+    if (p.dw) {
+      const T* x = expanded<T>(p.x + first * image, count, e, Slot::batch);
+      for (int64_t group = 0; group < d.G; ++group)
+        add_weight_gradient<T>(Taps<T>{g + group * s.Kg * s.cells, x + group * s.Cg * d.KW * e.plane(), cells, e.size(),
+                                       count, s.cells, plan.offset},
+                               s.Kg, s.window, sums + group * s.Kg * s.window);
+    }
+    for (int64_t n = 0; n < count; ++n) {
+      if (p.db) bias_gradient<T>(g + n * cells, d.K, s.cells, sums + d.K * s.window);
+      if (p.dx) data_gradient<T>(d, s, g + n * cells, flipped, plan.flipped_offset, p.dx + (first + n) * image);
+    }
+  }
+}
+
+// Images are summed in a number of shares that depends on the sizes alone, so that threads do not change the result:
+// at most 16, of at most 8 MB of sums together, none below a group of images. A group's images take at most 1 MB.
+template <class T>
+Plan plan_of(const Dims& d, const Sizes& s, const int64_t* offset) {
+  const int64_t bytes = sizeof(T), share_size = d.K * s.window + d.K;
+  const int64_t image_bytes = bytes * (d.K * s.cells + input_expansion(d).size()) + 1;
+  const int64_t group = ceil_div(kGroupVectors, max_of<int64_t>(1, ceil_div(s.cells, kLanes<T>)));
+  const int64_t at_once = max_of<int64_t>(1, min_of(group, (int64_t{1} << 20) / image_bytes));
+  const int64_t most = max_of<int64_t>(1, (int64_t{8} << 20) / (bytes * share_size + 1));
+  const int64_t shares = min_of(min_of<int64_t>(16, most), max_of<int64_t>(1, d.N / at_once));
+  return {at_once, shares, share_size, offset, offset + s.window};
 }
 
 template <class T>
 void conv2d_backward(const conv2d::Backward<T>& p) {
   const Dims d = p.d;
   const Sizes s(d);
-  const int64_t channels = ceil_div(s.Kg, kLanes<T>) * kLanes<T>, weights = d.G * s.window * channels;
-  const int64_t share_size = weights + d.K, shares = shares_of<T>(d, share_size);
-  T* partial = scratch<T>(Slot::partial, shares * share_size);
-  std::memset(partial, 0, sizeof(T) * shares * share_size);
+  int64_t* offset = scratch<int64_t>(Slot::cells, s.window + s.Kg * d.KH * d.KW);
+  input_expansion(d).offsets(offset, s.Cg);
+  gradient_expansion(d).offsets(offset + s.window, s.Kg);
+  const Plan plan = plan_of<T>(d, s, offset);
   T* flipped = p.dx ? scratch<T>(Slot::transposed, d.K * s.window) : nullptr;
-  int64_t* cell = scratch<int64_t>(Slot::cells, s.Kg * d.KH * d.KW);
-  if (p.dx) {
-    flip_weights<T>(d, s, p.w, flipped);
-    const int64_t height = d.H + d.DH * (d.KH - 1), width = d.W + d.DW * (d.KW - 1);
-    window_cells(cell, s.Kg, d, height * width, width);
-  }
-  const int64_t grain = shares < threads() ? shares : ceil_div(images_a_thread(d, s) * shares, max_of<int64_t>(1, d.N));
-  parallel(shares, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t share = begin; share < end; ++share) {
-      T *sums = partial + share * share_size, *bias = sums + weights;
-      for (int64_t n = d.N * share / shares; n < d.N * (share + 1) / shares; ++n) {
-        const T* g = image_gradient<T>(p, s, n);
-        for (int64_t k = 0; k < d.K && p.db; ++k) {
-          Vec<T> sum{};
-          for (int64_t i = 0; i < s.cells; i += kLanes<T>)
-            sum += load_n<T>(g + k * s.cells + i, static_cast<int>(min_of<int64_t>(kLanes<T>, s.cells - i)));
-          bias[k] += sum_lanes<T>(sum);
-        }
-        if (p.dw) weight_gradient<T>(d, s, g, padded_image(d, s, p.x + n * d.C * d.H * d.W, Slot::batch), sums, channels);
-        if (p.dx) data_gradient<T>(d, s, g, flipped, cell, p.dx + n * d.C * d.H * d.W);
-      }
-    }
+  if (p.dx) flip_weights<T>(d, s, p.w, flipped);
+  T* partial = scratch<T>(Slot::partial, plan.shares * plan.share_size);
+  std::memset(partial, 0, sizeof(T) * plan.shares * plan.share_size);
+  const int64_t grain = plan.shares < threads() ? plan.shares : ceil_div(images_a_thread(d, s) * plan.shares, max_of<int64_t>(1, d.N));
+  parallel(plan.shares, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t share = begin; share < end; ++share)
+      backward_images<T>(p, s, plan, d.N * share / plan.shares, d.N * (share + 1) / plan.shares, flipped,
+                         partial + share * plan.share_size);
   });
-  for (int64_t share = 1; share < shares; ++share)
-    for (int64_t i = 0; i < share_size; ++i) partial[i] += partial[share * share_size + i];
-  if (p.dw)
-    for (int64_t g = 0; g < d.G; ++g)
-      transpose_copy<T>(p.dw + g * s.Kg * s.window, s.window, partial + g * s.window * channels, channels, s.window, s.Kg);
-  if (p.db) std::memcpy(p.db, partial + weights, sizeof(T) * d.K);
+  for (int64_t share = 1; share < plan.shares; ++share)
+    for (int64_t i = 0; i < plan.share_size; ++i) partial[i] += partial[share * plan.share_size + i];
+  if (p.dw) std::memcpy(p.dw, partial, sizeof(T) * d.K * s.window);
+  if (p.db) std::memcpy(p.db, partial + d.K * s.window, sizeof(T) * d.K);
 }
 
 TS_INSTANTIATE(conv2d_forward, conv2d::Forward)

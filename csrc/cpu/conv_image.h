@@ -1,6 +1,11 @@
-// An image as the right factor of a GEMM: column j is the output cell (j / OW, j % OW), row k the window cell (c, kh, kw).
-// Nothing is materialised: cells are read out of the (padded) image where it can be done in place (conv_tile), else a panel
-// of kColumns cells is cut out when the GEMM asks for it.
+// A convolution of one image as a product with unit-stride loads only.
+//
+// The image is expanded in width: for each channel and window column kw, its rows with the cells that kw meets, OW of them
+// and nothing else, padding written as zeros, rows of equal (row mod SH) together:
+//   e[c][kw][row % SH][row / SH][ow] = x[c][row - PT][ow * SW + kw * DW - PL]
+// Then window cell (c, kh, kw) of output cells j, j + 1, … is e at offset[c, kh, kw] + j, … : a plain vector load across
+// output rows, for any stride, dilation and width, so that no lane is wasted on narrow images. It is KW / SW times the
+// image instead of im2col's KH * KW / (SH * SW), and nothing at all for a 1 x 1 window.
 #pragma once
 
 #include "gemm.h"
@@ -8,269 +13,205 @@
 
 namespace ts::TS_ISA {
 
-template <class T>
-struct Image {
-  const T* x;             // channel planes
-  int64_t plane, pitch;   // cells from plane to plane, from row to row
-  int64_t KH, KW, DH, DW, SH, SW, OW;
-
-  void panel(T* buffer, int64_t k0, int64_t depth, int64_t j0, int columns) const {
-    constexpr int W = kColumns<T>, L = kLanes<T>;
-    // The panel's cells fall into runs of consecutive cells of one output row, none longer than a vector.
-    int64_t source[W];
-    int target[W], length[W], runs = 0;
-    for (int j = 0; j < columns;) {
-      const int64_t oh = (j0 + j) / OW, ow = (j0 + j) % OW;
-      const int n = static_cast<int>(min_of<int64_t>(min_of(L, columns - j), OW - ow));
-      source[runs] = oh * SH * pitch + ow * SW;
-      target[runs] = j;
-      length[runs++] = n;
-      j += n;
-    }
-    int64_t kw = k0 % KW, kh = k0 / KW % KH, c = k0 / (KW * KH);
-    for (int64_t k = 0; k < depth; ++k, buffer += W) {
-      const T* cell = x + c * plane + kh * DH * pitch + kw * DW;
-      // Whole vectors are stored; the next run overwrites what lies beyond this one (the slack ends the last panel).
-      for (int r = 0; r < runs; ++r) store<T>(buffer + target[r], load_strided<T>(cell + source[r], SW, length[r]));
-      if (++kw == KW) {
-        kw = 0;
-        if (++kh == KH) kh = 0, ++c;
-      }
-    }
+// Geometry of an expansion. `insert` zeros stand between source cells (the data gradient of a strided convolution).
+struct Expansion {
+  int64_t C, H, W;          // source planes
+  int64_t top, left;        // padding before the first row and column (negative: source rows to drop)
+  int64_t insert_h, insert_w;
+  int64_t KH, KW, DH, DW, SH, SW;
+  int64_t OH, OW;           // output cells
+  int64_t phase_rows() const { return ceil_div((OH - 1) * SH + (KH - 1) * DH + 1, SH); }
+  int64_t plane() const { return SH * phase_rows() * OW; }
+  int64_t size() const { return C * KW * plane(); }
+  // Whether the source itself already is its expansion.
+  bool trivial() const {
+    return KH == 1 && KW == 1 && SH == 1 && SW == 1 && insert_h == 1 && insert_w == 1 && top == 0 && left == 0 &&
+           OH == H && OW == W;
+  }
+  // Where window cell (c, kh, kw) of output cell 0 lies; `channels` of them.
+  void offsets(int64_t* at, int64_t channels) const {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t kh = 0; kh < KH; ++kh)
+        for (int64_t kw = 0; kw < KW; ++kw)
+          *at++ = (c * KW + kw) * plane() + (kh * DH % SH * phase_rows() + kh * DH / SH) * OW;
   }
 };
 
-// Copies C planes of H x W cells into planes of PH x PW zeros, cell (h, w) to (top + h * SH, left + w * SW); what falls
-// outside is dropped. Padding for the forward pass, zero insertion for the data gradient.
-template <class T>
-void place(T* to, int64_t PH, int64_t PW, const T* from, int64_t C, int64_t H, int64_t W, int64_t top, int64_t left,
-           int64_t SH, int64_t SW) {
-  std::memset(to, 0, sizeof(T) * C * PH * PW);
-  const int64_t w_begin = left >= 0 ? 0 : ceil_div(-left, SW);
-  const int64_t w_end = min_of(W, PW - left <= 0 ? int64_t(0) : ceil_div(PW - left, SW));
-  for (int64_t c = 0; c < C; ++c)
-    for (int64_t h = 0; h < H; ++h) {
-      const int64_t row = top + h * SH;
-      if (row < 0 || row >= PH || w_begin >= w_end) continue;
-      T* target = to + (c * PH + row) * PW + left;
-      const T* source = from + (c * H + h) * W;
-      if (SW == 1) std::memcpy(target + w_begin, source + w_begin, sizeof(T) * (w_end - w_begin));
-      else
-        for (int64_t w = w_begin; w < w_end; ++w) target[w * SW] = source[w];
-    }
-}
-
-// A left factor packed once for many products: panels of panel_rows(M) rows, for each block of kDepth columns.
-template <class T>
-struct LeftPacked {
-  const T* data;
-  int64_t M;
-  int rows;
-  // a: [M, K]. `block` columns at a time: kDepth for gemm, K for conv_tile.
-  static LeftPacked pack(T* buffer, int64_t M, int64_t K, const T* a, int64_t block = kDepth) {
-    const int rows = panel_rows(M);
-    for (int64_t k0 = 0; k0 < K; k0 += block) {
-      const int64_t depth = min_of(block, K - k0);
-      for (int64_t i = 0; i < M; i += rows)
-        LeftStrided<T>{a, K, 1}.panel(buffer + k0 * M + i * depth, i, static_cast<int>(min_of<int64_t>(rows, M - i)), k0,
-                                      depth);
-    }
-    return {buffer, M, rows};
-  }
-  const T* panel(T*, int64_t i0, int, int64_t k0, int64_t depth) const { return data + k0 * M + i0 * depth; }
-};
-
-#if defined(__AVX512F__)
-// Direct convolution, stride 1 in width, nothing packed: the vectors of output cells are assembled straight from the image.
-// A vector of 16 consecutive output cells lies in `pieces` runs of image cells, one for each output row it touches; each run
-// is one masked load whose pointer is moved back so that its cells land in their lanes. Masked-off lanes cost nothing.
-constexpr int kMostPieces = 4;  // vectors over more rows than that (OW < 6) are cheaper to pack once
-
-template <class T>
-struct Pieces {
-  int64_t offset[2 * kMostPieces];  // [vector][piece], from the first cell of the window
-  uint16_t mask[2 * kMostPieces];
-  int most = 0;  // pieces of the vector that has most; 0 if it has too many
-
-  // Output cells [j0, j0 + columns) of an image with OW cells a row, `row_step` image cells from output row to output row.
-  Pieces(int64_t j0, int columns, int64_t OW, int64_t row_step) {
-    constexpr int L = kLanes<T>;
-    int count = 0;
-    for (int v = 0; v < 2; ++v) {
-      int piece = 0;
-      for (int lane = 0; lane < L && v * L + lane < columns; ++piece) {
-        if (piece == kMostPieces) return;
-        const int64_t j = j0 + v * L + lane, oh = j / OW, ow = j % OW;
-        const int n = static_cast<int>(min_of<int64_t>(min_of(L - lane, columns - v * L - lane), OW - ow));
-        offset[v * kMostPieces + piece] = oh * row_step + ow - lane;
-        mask[v * kMostPieces + piece] = static_cast<uint16_t>(((1u << n) - 1) << lane);
-        lane += n;
-      }
-      count = max_of(count, piece);
-      for (; piece < kMostPieces; ++piece) offset[v * kMostPieces + piece] = 0, mask[v * kMostPieces + piece] = 0;
-    }
-    most = count;
+// The cells of a row that one window column meets: to[ow] = row[(ow * stride + shift) / insert] for ow in [begin, end), else 0.
+struct Column {
+  int64_t shift, begin, end;
+  Column(const Expansion& e, int64_t kw) : shift(kw * e.DW - e.left) {
+    begin = min_of(e.OW, shift >= 0 ? 0 : ceil_div(-shift, e.SW));
+    end = max_of(begin, min_of(e.OW, e.W - shift <= 0 ? int64_t(0) : ceil_div(e.W - shift, e.SW)));
   }
 };
 
-TS_INLINE Vec<float> merge_load(Vec<float> v, uint16_t mask, const float* p) {
-  return (Vec<float>)_mm512_mask_loadu_ps((__m512)v, mask, p);
-}
-TS_INLINE Vec<double> merge_load(Vec<double> v, uint16_t mask, const double* p) {
-  return (Vec<double>)_mm512_mask_loadu_pd((__m512d)v, static_cast<__mmask8>(mask), p);
-}
-
-// R output channels x V vectors of output cells over the whole window. w: panel of LeftPacked, w[k * R + i].
-// cell[k]: where window cell k lies from the window's first.
-template <class T, int R, int V, int P>
-void conv_tile(const T* x, const Pieces<T>& pieces, const int64_t* cell, int64_t depth, const T* w, T* y, int64_t pitch,
-               int columns, const T* bias, bool relu_at_end) {
+template <class T>
+TS_INLINE void expand_row(T* to, const T* row, const Expansion& e, const Column& column) {
   constexpr int L = kLanes<T>;
+  if (e.insert_w > 1) {  // its stride is 1
+    std::memset(to, 0, sizeof(T) * e.OW);
+    for (int64_t w = max_of<int64_t>(0, ceil_div(column.shift, e.insert_w)); w < e.W && w * e.insert_w - column.shift < e.OW; ++w)
+      to[w * e.insert_w - column.shift] = row[w];
+  } else {
+    for (int64_t i = 0; i < column.begin; ++i) to[i] = T(0);
+    for (int64_t i = column.begin; i < column.end; i += L) {
+      const int n = static_cast<int>(min_of<int64_t>(L, column.end - i));
+      store_some<T>(to + i, load_strided<T>(row + i * e.SW + column.shift, e.SW, n), n);
+    }
+    for (int64_t i = column.end; i < e.OW; ++i) to[i] = T(0);
+  }
+}
+
+// Stride 1, nothing inserted: whole vectors by masks that hold for every row; what is stored beyond OW the next row overwrites.
+template <class T>
+T* expand_plain(T* to, const T* plane, const Expansion& e, const Column& column) {
+  constexpr int L = kLanes<T>;
+  const int64_t rows = e.phase_rows(), top = max_of<int64_t>(0, min_of(rows, e.top)), bottom = max_of(top, min_of(rows, e.H + e.top));
+  std::memset(to, 0, sizeof(T) * top * e.OW);
+  const T* from = plane + (top - e.top) * e.W + column.shift;
+  T* const first_row = to + top * e.OW;
+  for (int64_t i = 0; i < e.OW; i += L) {  // a column of vectors after the other: each overwrites only what lies right of it
+    const int first = static_cast<int>(max_of<int64_t>(0, min_of<int64_t>(L, column.begin - i)));
+    const int last = static_cast<int>(max_of<int64_t>(first, min_of<int64_t>(L, column.end - i)));
+    T* row = first_row + i;
+    const T* cells = from + i;
+    if (i + L <= e.OW && first == 0 && last == L) {
+      for (int64_t r = top; r < bottom; ++r, row += e.OW, cells += e.W) store<T>(row, load<T>(cells));
+    } else if (e.OW <= L) {
+      for (int64_t r = top; r < bottom; ++r, row += e.OW, cells += e.W) store<T>(row, load_between<T>(cells, first, last));
+    } else {
+      const int width = static_cast<int>(min_of<int64_t>(L, e.OW - i));
+      for (int64_t r = top; r < bottom; ++r, row += e.OW, cells += e.W) store_n<T>(row, load_between<T>(cells, first, last), width);
+    }
+  }
+  to += bottom * e.OW;
+  std::memset(to, 0, sizeof(T) * (rows - bottom) * e.OW);
+  return to + (rows - bottom) * e.OW;
+}
+
+template <class T>
+void expand(T* to, const T* x, const Expansion& e) {
+  const int64_t phase_rows = e.phase_rows();
+  if (e.SH == 1 && e.SW == 1 && e.insert_h == 1 && e.insert_w == 1) {
+    for (int64_t c = 0; c < e.C; ++c)
+      for (int64_t kw = 0; kw < e.KW; ++kw) to = expand_plain<T>(to, x + c * e.H * e.W, e, Column(e, kw));
+    return;
+  }
+  for (int64_t c = 0; c < e.C; ++c)
+    for (int64_t kw = 0; kw < e.KW; ++kw) {
+      const Column column(e, kw);
+      for (int64_t phase = 0; phase < e.SH; ++phase)
+        for (int64_t q = 0; q < phase_rows; ++q, to += e.OW) {
+          const int64_t virtual_row = q * e.SH + phase - e.top;
+          const int64_t row = e.insert_h == 1 ? virtual_row : virtual_row / e.insert_h;
+          if (virtual_row < 0 || row >= e.H || row * e.insert_h != virtual_row) std::memset(to, 0, sizeof(T) * e.OW);
+          else expand_row<T>(to, x + (c * e.H + row) * e.W, e, column);
+        }
+    }
+}
+
+// `count` images expanded into a scratch slot, or the images themselves where there is nothing to do.
+template <class T>
+const T* expanded(const T* x, int64_t count, const Expansion& e, Slot slot) {
+  if (e.trivial()) return x;
+  T* to = scratch<T>(slot, count * e.size());
+  for (int64_t n = 0; n < count; ++n) expand<T>(to + n * e.size(), x + n * e.C * e.H * e.W, e);
+  return to;
+}
+
+// A matrix [M, K] packed once for many images: panels of panel_rows(M) rows, panel[k * rows + i].
+template <class T>
+void pack_weights(T* to, int64_t M, int64_t K, const T* w) {
+  const int rows = panel_rows(M);
+  for (int64_t i = 0; i < M; i += rows)
+    LeftStrided<T>{w, K, 1}.panel(to + i * K, i, static_cast<int>(min_of<int64_t>(rows, M - i)), 0, K);
+}
+
+// R output channels x V vectors of output cells over the whole window: sum[i][v] += w[k][i] * e[offset[k] + cells of v].
+// `whole`: the last vector is full. Else it is loaded by lanes: what lies behind an image may not be read.
+template <class T, int R, int V, bool whole>
+void conv_tile(const T* e, const int64_t* offset, int64_t depth, const T* w, T* y, int64_t pitch, int columns,
+               const T* bias, bool relu_at_end) {
+  constexpr int L = kLanes<T>;
+  const int rest = columns - (V - 1) * L;
   Vec<T> sum[R][V] = {};
-  const T* from[V][P];
-  uint16_t mask[V][P];
-  for (int v = 0; v < V; ++v)
-    for (int p = 0; p < P; ++p) {
-      from[v][p] = x + pieces.offset[v * kMostPieces + p];
-      mask[v][p] = pieces.mask[v * kMostPieces + p];
-    }
   for (int64_t k = 0; k < depth; ++k) {
-    Vec<T> xv[V];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) {
-      xv[v] = Vec<T>{};
+    const T* cells = e + offset[k];
+    Vec<T> x[V];
 #pragma GCC unroll 4
-      for (int p = 0; p < P; ++p) xv[v] = merge_load(xv[v], mask[v][p], from[v][p] + cell[k]);
-    }
+    for (int v = 0; v < V; ++v) x[v] = whole || v + 1 < V ? load<T>(cells + v * L) : load_n<T>(cells + v * L, rest);
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
       const Vec<T> wv = splat<T>(w[i]);
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sum[i][v] += wv * xv[v];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[i][v] += wv * x[v];
     }
     w += R;
   }
-#pragma GCC unroll 2
-  for (int v = 0; v < V; ++v) {
-    const int n = v + 1 < V ? L : columns - v * L;
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v)
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
       Vec<T> out = bias ? sum[i][v] + splat<T>(bias[i]) : sum[i][v];
       if (relu_at_end) out = relu<T>(out);
-      store_n<T>(y + i * pitch + v * L, out, n);
+      if (whole || v + 1 < V) store<T>(y + i * pitch + v * L, out);
+      else store_n<T>(y + i * pitch + v * L, out, rest);
     }
-  }
 }
 
 template <class T>
-using ConvTile = void (*)(const T*, const Pieces<T>&, const int64_t*, int64_t, const T*, T*, int64_t, int, const T*, bool);
+using ConvTile = void (*)(const T*, const int64_t*, int64_t, const T*, T*, int64_t, int, const T*, bool);
 
-template <class T, int V, int P, int R = kRows>
-TS_INLINE ConvTile<T> conv_tile_rows(int rows) {
+// Few channels leave registers for more cells, and one chain of sums for each hides the latency of an FMA.
+constexpr int kFewRows = 3;
+TS_INLINE int vectors_at_once(int64_t M) { return M <= kFewRows ? 4 : 2; }
+
+template <class T, bool whole, int R = kRows>
+TS_INLINE ConvTile<T> conv_tile_for(int rows, int vectors) {
   if constexpr (R == 0) return nullptr;
-  else return rows == R ? conv_tile<T, R, V, P> : conv_tile_rows<T, V, P, R - 1>(rows);
+  else if (rows != R) return conv_tile_for<T, whole, R - 1>(rows, vectors);
+  else if (vectors == 1) return conv_tile<T, R, 1, whole>;
+  else if (vectors == 2) return conv_tile<T, R, 2, whole>;
+  else if constexpr (R <= kFewRows) return vectors == 3 ? conv_tile<T, R, 3, whole> : conv_tile<T, R, 4, whole>;
+  else return nullptr;
 }
-template <class T>
-ConvTile<T> conv_tile_for(int rows, int vectors, int pieces) {
-  if (vectors == 1) return pieces <= 1 ? conv_tile_rows<T, 1, 1>(rows) : pieces == 2 ? conv_tile_rows<T, 1, 2>(rows) : conv_tile_rows<T, 1, 4>(rows);
-  return pieces <= 1 ? conv_tile_rows<T, 2, 1>(rows) : pieces == 2 ? conv_tile_rows<T, 2, 2>(rows) : conv_tile_rows<T, 2, 4>(rows);
-}
-#endif
 
-// y[M, cells] = w x(window) for one image and group. w packed by LeftPacked over the whole depth where direct.
+// y[M, cells] = w [M, depth] x windows of one expanded image (and group).
 template <class T>
 struct ImageProduct {
-  Image<T> image;
+  const T* e;
+  const int64_t* offset;  // [depth]
   int64_t M, depth, cells;
-  const int64_t* cell;  // [depth], offsets of the window's cells
-  bool direct;          // weights are packed for conv_tile
+  const T* packed;  // by pack_weights
+  const T* bias;    // [M] or null
+  bool relu;
 
-  static bool can_be_direct(int64_t SW, int64_t OW) {
-#if defined(__AVX512F__)
-    // Rows a vector may touch: all it can reach from any start, or its exact number where rows divide the vector.
-    constexpr int L = kLanes<T>;
-    return SW == 1 && OW > 0 && (OW * (kMostPieces - 1) >= L - 1 || (L % OW == 0 && L / OW <= kMostPieces));
-#else
-    return false && SW == OW;
-#endif
-  }
-
-  void run(const T* packed, T* y, const T* bias, bool relu) const {
-#if defined(__AVX512F__)
-    if (direct) return run_direct(packed, y, bias, relu);
-#endif
-    gemm<T>(M, cells, depth, LeftPacked<T>{packed, M, panel_rows(M)}, image, y, cells, {.row_bias = bias, .relu = relu});
-  }
-
-#if defined(__AVX512F__)
-  void tiles(const T* packed, T* y, const T* bias, bool relu, int64_t j, int64_t i_begin, int64_t i_end) const {
-    const int columns = static_cast<int>(min_of<int64_t>(kColumns<T>, cells - j)), rows = panel_rows(M);
-    const Pieces<T> pieces(j, columns, image.OW, image.SH * image.pitch);
+  void tiles(T* y, int64_t j, int64_t i_begin, int64_t i_end) const {
+    const int64_t width = vectors_at_once(M) * kLanes<T>, rows = panel_rows(M);
+    const int columns = static_cast<int>(min_of(width, cells - j)), vectors = (columns + kLanes<T> - 1) / kLanes<T>;
     for (int64_t i = i_begin; i < i_end; i += rows) {
-      const int r = static_cast<int>(min_of<int64_t>(rows, M - i));
-      conv_tile_for<T>(r, columns > kLanes<T> ? 2 : 1, pieces.most)(image.x, pieces, cell, depth, packed + i * depth,
-                                                                    y + i * cells + j, cells, columns,
-                                                                    bias ? bias + i : nullptr, relu);
+      const int r = static_cast<int>(min_of(rows, M - i));
+      (columns % kLanes<T> ? conv_tile_for<T, false>(r, vectors) : conv_tile_for<T, true>(r, vectors))(
+          e + j, offset, depth, packed + i * depth, y + i * cells + j, cells, columns, bias ? bias + i : nullptr, relu);
     }
   }
-  void run_direct(const T* packed, T* y, const T* bias, bool relu) const {
-    constexpr int64_t W = kColumns<T>;
-    const int64_t panels = ceil_div(cells, W), rows = panel_rows(M), row_panels = ceil_div(M, rows);
-    const int64_t grain = kParallelWork / (depth * W * rows) + 1;
-    // Weights that leave the L2 cache are read once for all cells of a row panel; smaller ones stay while the cells pass.
+
+  void run(T* y) const {
+    const int64_t width = vectors_at_once(M) * kLanes<T>, panels = ceil_div(cells, width), rows = panel_rows(M);
+    const int64_t grain = kParallelWork / (depth * width * rows + 1) + 1;
+    // Weights beyond a share of the L2 cache are read once for all cells; smaller ones stay while the cells pass.
     if (M * depth * static_cast<int64_t>(sizeof(T)) > (256 << 10)) {
-      parallel(row_panels, grain, [&](int64_t begin, int64_t end) {
+      parallel(ceil_div(M, rows), grain, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
-          for (int64_t j = 0; j < panels; ++j) tiles(packed, y, bias, relu, j * W, i * rows, min_of(M, (i + 1) * rows));
+          for (int64_t j = 0; j < panels; ++j) tiles(y, j * width, i * rows, min_of(M, (i + 1) * rows));
       });
     } else {
       parallel(panels, grain, [&](int64_t begin, int64_t end) {
-        for (int64_t j = begin; j < end; ++j) tiles(packed, y, bias, relu, j * W, 0, M);
+        for (int64_t j = begin; j < end; ++j) tiles(y, j * width, 0, M);
       });
     }
   }
-#endif
 };
-
-// dw tile: R window cells x V vectors of output channels, summed over the OH x OW output cells of an image.
-//   sum[i][co] += x[cell + offset[i]] * gt[cell][co]
-template <class T, int R, int V>
-void weight_tile(const T* x, const int64_t* offset, int64_t row_step, int64_t column_step, const T* gt, int64_t gt_pitch,
-                 int64_t OH, int64_t OW, T* sums, int64_t sums_pitch) {
-  constexpr int L = kLanes<T>;
-  Vec<T> sum[R][V];
-#pragma GCC unroll 32
-  for (int i = 0; i < R; ++i)
-    for (int v = 0; v < V; ++v) sum[i][v] = load<T>(sums + i * sums_pitch + v * L);
-  for (int64_t oh = 0; oh < OH; ++oh) {
-    const T* cell = x + oh * row_step;
-    for (int64_t ow = 0; ow < OW; ++ow, cell += column_step, gt += gt_pitch) {
-      Vec<T> g[V];
-      for (int v = 0; v < V; ++v) g[v] = load<T>(gt + v * L);
-#pragma GCC unroll 32
-      for (int i = 0; i < R; ++i) {
-        const Vec<T> xv = splat<T>(cell[offset[i]]);
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) sum[i][v] += xv * g[v];
-      }
-    }
-  }
-#pragma GCC unroll 32
-  for (int i = 0; i < R; ++i)
-    for (int v = 0; v < V; ++v) store<T>(sums + i * sums_pitch + v * L, sum[i][v]);
-}
-
-template <class T>
-using WeightTile = void (*)(const T*, const int64_t*, int64_t, int64_t, const T*, int64_t, int64_t, int64_t, T*, int64_t);
-
-constexpr int kTallRows = 2 * kRows;  // one vector of channels leaves room for twice the window cells
-
-template <class T, int R = kTallRows>
-TS_INLINE WeightTile<T> weight_tile_for(int rows, int vectors) {
-  if constexpr (R == 0) return nullptr;
-  else if constexpr (R > kRows) return rows == R ? weight_tile<T, R, 1> : weight_tile_for<T, R - 1>(rows, vectors);
-  else if (rows == R) return vectors == 1 ? weight_tile<T, R, 1> : weight_tile<T, R, 2>;
-  else return weight_tile_for<T, R - 1>(rows, vectors);
-}
 
 }  // namespace ts::TS_ISA

@@ -79,6 +79,20 @@ TS_INLINE void store_n(T* p, Vec<T> v, int n) {
 #endif
 }
 
+// Lanes first .. last - 1 of p; other lanes are 0 and their memory is not read.
+template <class T>
+TS_INLINE Vec<T> load_between(const T* p, int first, int last) {
+#if defined(__AVX512F__)
+  const unsigned mask = ((1u << last) - 1) & ~((1u << first) - 1);
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps((__mmask16)mask, p);
+  else return (Vec<T>)_mm512_maskz_loadu_pd((__mmask8)mask, p);
+#else
+  T lanes[kLanes<T>] = {};
+  for (int i = first; i < last; ++i) lanes[i] = p[i];
+  return load<T>(lanes);
+#endif
+}
+
 // relu(NaN) = NaN and relu(-0.) = -0. as in torch: only what is < 0 changes.
 template <class T>
 TS_INLINE Vec<T> relu(Vec<T> v) {
@@ -158,7 +172,7 @@ void transpose_copy(T* dst, int64_t dst_stride, const T* src, int64_t src_stride
 
 template <class T>
 TS_INLINE T* scratch(Slot slot, int64_t count) {
-  return static_cast<T*>(scratch_bytes(slot, (count + 2 * kLanes<T>)* sizeof(T)));  // slack: whole vectors at the end
+  return static_cast<T*>(scratch_bytes(slot, count * sizeof(T) + 2 * kVectorBytes));  // slack: whole vectors at the end
 }
 
 // parallel(n, grain, [&](int64_t begin, int64_t end) { … })
@@ -174,5 +188,20 @@ template <class I>
 TS_INLINE I min_of(I a, I b) { return a < b ? a : b; }
 template <class I>
 TS_INLINE I max_of(I a, I b) { return a > b ? a : b; }
+
+// Calls body(offset, lanes) for whole vectors of [0, n) and once for the rest.
+template <class T, class F>
+TS_INLINE void for_vectors(int64_t n, const F& body) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) body(i, kLanes<T>);
+  if (i < n) body(i, static_cast<int>(n - i));
+}
+template <class T>
+TS_INLINE Vec<T> load_some(const T* p, int n) { return n == kLanes<T> ? load<T>(p) : load_n<T>(p, n); }
+template <class T>
+TS_INLINE void store_some(T* p, Vec<T> v, int n) {
+  if (n == kLanes<T>) store<T>(p, v);
+  else store_n<T>(p, v, n);
+}
 
 }  // namespace ts::TS_ISA

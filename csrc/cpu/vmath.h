@@ -79,19 +79,4 @@ TS_LANE_BY_LANE(sigmoid_vector, 1.0 / (1.0 + std::exp(-x)))
 TS_LANE_BY_LANE(tanh_vector, std::tanh(x))
 #undef TS_LANE_BY_LANE
 
-// Calls body(offset, lanes) for whole vectors of [0, n) and once for the rest.
-template <class T, class F>
-TS_INLINE void for_vectors(int64_t n, const F& body) {
-  int64_t i = 0;
-  for (; i + kLanes<T> <= n; i += kLanes<T>) body(i, kLanes<T>);
-  if (i < n) body(i, static_cast<int>(n - i));
-}
-template <class T>
-TS_INLINE Vec<T> load_some(const T* p, int n) { return n == kLanes<T> ? load<T>(p) : load_n<T>(p, n); }
-template <class T>
-TS_INLINE void store_some(T* p, Vec<T> v, int n) {
-  if (n == kLanes<T>) store<T>(p, v);
-  else store_n<T>(p, v, n);
-}
-
 }  // namespace ts::TS_ISA

@@ -1,0 +1,106 @@
+// The weight gradient of a convolution:  dw[r][s] = sum over images and output cells of g[r][cell] * e[offset[s] + cell].
+// Lanes are output cells of the expanded image (conv_image.h), so that no channel count wastes lanes; R x S sums stay in
+// registers over a group of images, and their lanes are summed once at the end.
+#pragma once
+
+#include "conv_image.h"
+
+namespace ts::TS_ISA {
+
+// Sums + R vectors of g + one of e fill the registers: 25 + 5 + 1 of 32, 9 + 3 + 1 of 16.
+#if defined(__AVX512F__)
+constexpr int kTile = 5;
+#else
+constexpr int kTile = 3;
+#endif
+// Vectors in a group of images: enough to make the final sum over lanes (about 4 instructions a sum) small.
+constexpr int64_t kGroupVectors = 64;
+
+// Sums the lanes of L vectors at once: lane i of the result is the sum of v[i]. Each round halves the vectors.
+template <class T>
+TS_INLINE Vec<T> sum_each(Vec<T> (&v)[kLanes<T>]) {
+  for (int half = kLanes<T> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) v[i] = zip_low<T>(v[i], v[i + half]) + zip_high<T>(v[i], v[i + half]);
+  return v[0];
+}
+
+template <class T>
+struct Taps {  // a group of images: g [images][..][cells], e expanded; strides from image to image
+  const T *g, *e;
+  int64_t g_image, e_image, images, cells;
+  const int64_t* offset;
+};
+
+template <class T, int R, int S>
+void tap_tile(const Taps<T>& t, const T* g, const int64_t* offset, T* dw, int64_t dw_pitch) {
+  constexpr int L = kLanes<T>, kRounds = (R * S + L - 1) / L;
+  Vec<T> sum[R][S] = {};  // only ever indexed by constants: else it would live in memory
+  const int rest = static_cast<int>(t.cells % L);
+  for (int64_t n = 0; n < t.images; ++n, g += t.g_image) {
+    const T *at[S], *gn = g;
+    for (int s = 0; s < S; ++s) at[s] = t.e + n * t.e_image + offset[s];
+    int64_t j = 0;
+    for (; j + L <= t.cells; j += L) {
+      Vec<T> gr[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) gr[r] = load<T>(gn + r * t.cells + j);
+#pragma GCC unroll 8
+      for (int s = 0; s < S; ++s) {
+        const Vec<T> x = load<T>(at[s] + j);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sum[r][s] += gr[r] * x;
+      }
+    }
+    if (rest) {  // both sides by lanes: a 0 times what lies behind an image could be NaN
+#pragma GCC unroll 8
+      for (int s = 0; s < S; ++s) {
+        const Vec<T> x = load_n<T>(at[s] + j, rest);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) sum[r][s] += load_n<T>(gn + r * t.cells + j, rest) * x;
+      }
+    }
+  }
+  Vec<T> spread[kRounds * L] = {};
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) spread[r * S + s] = sum[r][s];
+  T flat[kRounds * L];
+  for (int round = 0; round < kRounds; ++round) {
+    Vec<T> part[L];
+    std::memcpy(part, spread + round * L, sizeof part);
+    store<T>(flat + round * L, sum_each<T>(part));
+  }
+  for (int r = 0; r < R; ++r)
+    for (int s = 0; s < S; ++s) dw[r * dw_pitch + s] += flat[r * S + s];
+}
+
+template <class T>
+using TapTile = void (*)(const Taps<T>&, const T*, const int64_t*, T*, int64_t);
+
+template <class T, int R, int S = kTile>
+TS_INLINE TapTile<T> tap_tile_taps(int taps) {
+  if constexpr (S == 0) return nullptr;
+  else return taps == S ? tap_tile<T, R, S> : tap_tile_taps<T, R, S - 1>(taps);
+}
+template <class T, int R = kTile>
+TS_INLINE TapTile<T> tap_tile_for(int rows, int taps) {
+  if constexpr (R == 0) return nullptr;
+  else return rows == R ? tap_tile_taps<T, R>(taps) : tap_tile_for<T, R - 1>(rows, taps);
+}
+
+// dw[channels][taps] += the sum over a group of images.
+template <class T>
+void add_weight_gradient(const Taps<T>& t, int64_t channels, int64_t taps, T* dw) {
+  if (channels == 0 || taps == 0) return;
+  const int64_t S = ceil_div(taps, ceil_div(taps, kTile)), R = ceil_div(channels, ceil_div(channels, kTile));
+  const int64_t grain = kParallelWork / (t.cells * t.images * S * channels + 1) + 1;
+  parallel(ceil_div(taps, S), grain, [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin * S; s < min_of(taps, end * S); s += S)
+      for (int64_t r = 0; r < channels; r += R)
+        tap_tile_for<T>(static_cast<int>(min_of(R, channels - r)), static_cast<int>(min_of(S, taps - s)))(
+            t, t.g + r * t.cells, t.offset + s, dw + r * taps + s, taps);
+  });
+}
+
+}  // namespace ts::TS_ISA
