@@ -1,8 +1,8 @@
 // conv2d, +ReLU, +ReLU+maxpool on the CPU: an image at a time, expanded in width (conv_image.h). The pool runs over the
-// finished image while it is in cache. Weight gradient: conv_weights.h. Formulas and shapes: contract/conv2d.h.
+// finished image while it is in cache. Backward: conv_weights.h, pooled conv_sparse.h. Formulas and shapes: contract/conv2d.h.
 #include "../contract/conv2d.h"
 
-#include "conv_weights.h"
+#include "conv_sparse.h"
 
 namespace ts {
 TS_DECLARE(conv2d_forward, conv2d::Forward)
@@ -171,6 +171,7 @@ Plan plan_of(const Dims& d, const Sizes& s, const int64_t* offset) {
 
 template <class T>
 void conv2d_backward(const conv2d::Backward<T>& p) {
+  if (sparse_backward<T>(p)) return;
   const Dims d = p.d;
   const Sizes s(d);
   int64_t* offset = scratch<int64_t>(Slot::cells, s.window + s.Kg * d.KH * d.KW);
@@ -232,7 +233,7 @@ std::tuple<Tensor, Tensor> conv2d_forward(const Tensor& input, const Tensor& wei
                                           const Ints& pool) {
   check_types("conv2d", input, weight, bias);
   const auto type = input.scalar_type();
-  const conv2d::Dims d = dims_of(sizes_of(input), weight, bias.has_value() ? bias->numel() : -1, stride, padding,
+  const conv2d::Dims d = dims_of(sizes_of(input), weight, size_of_bias(bias), stride, padding,
                                  dilation, groups, relu, pool);
   const Tensor x = operand(input, type), w = operand(weight, type);
   const Maybe b = operand(bias, type);

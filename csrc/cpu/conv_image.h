@@ -63,14 +63,20 @@ TS_INLINE void expand_row(T* to, const T* row, const Expansion& e, const Column&
   }
 }
 
+// Zeros in whole vectors, up to one beyond the end: memory that is written next, or slack. memset's call costs more here.
+template <class T>
+TS_INLINE T* zero_cells(T* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes<T>) store<T>(to + i, Vec<T>{});
+  return to + count;
+}
+
 // Stride 1, nothing inserted: whole vectors by masks that hold for every row; what is stored beyond OW the next row overwrites.
 template <class T>
 T* expand_plain(T* to, const T* plane, const Expansion& e, const Column& column) {
   constexpr int L = kLanes<T>;
   const int64_t rows = e.phase_rows(), top = max_of<int64_t>(0, min_of(rows, e.top)), bottom = max_of(top, min_of(rows, e.H + e.top));
-  std::memset(to, 0, sizeof(T) * top * e.OW);
   const T* from = plane + (top - e.top) * e.W + column.shift;
-  T* const first_row = to + top * e.OW;
+  T* const first_row = zero_cells<T>(to, top * e.OW);
   for (int64_t i = 0; i < e.OW; i += L) {  // a column of vectors after the other: each overwrites only what lies right of it
     const int first = static_cast<int>(max_of<int64_t>(0, min_of<int64_t>(L, column.begin - i)));
     const int last = static_cast<int>(max_of<int64_t>(first, min_of<int64_t>(L, column.end - i)));
@@ -85,9 +91,7 @@ T* expand_plain(T* to, const T* plane, const Expansion& e, const Column& column)
       for (int64_t r = top; r < bottom; ++r, row += e.OW, cells += e.W) store_n<T>(row, load_between<T>(cells, first, last), width);
     }
   }
-  to += bottom * e.OW;
-  std::memset(to, 0, sizeof(T) * (rows - bottom) * e.OW);
-  return to + (rows - bottom) * e.OW;
+  return zero_cells<T>(to + bottom * e.OW, (rows - bottom) * e.OW);
 }
 
 template <class T>
@@ -135,19 +139,36 @@ void conv_tile(const T* e, const int64_t* offset, int64_t depth, const T* w, T* 
                const T* bias, bool relu_at_end) {
   constexpr int L = kLanes<T>;
   const int rest = columns - (V - 1) * L;
-  Vec<T> sum[R][V] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    const T* cells = e + offset[k];
-    Vec<T> x[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) x[v] = whole || v + 1 < V ? load<T>(cells + v * L) : load_n<T>(cells + v * L, rest);
+  T kept[R * V * L];  // the sums of earlier blocks: one chain of thousands of additions would lose digits
+  Vec<T> sum[R][V];
+  for (int64_t k = 0; k < depth;) {
+    const int64_t first = k, end = min_of(depth, k + kDepth);
 #pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) {
-      const Vec<T> wv = splat<T>(w[i]);
+    for (int i = 0; i < R; ++i)
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[i][v] += wv * x[v];
+      for (int v = 0; v < V; ++v) sum[i][v] = Vec<T>{};
+    for (; k < end; ++k) {
+      const T* cells = e + offset[k];
+      Vec<T> x[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) x[v] = whole || v + 1 < V ? load<T>(cells + v * L) : load_n<T>(cells + v * L, rest);
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i) {
+        const Vec<T> wv = splat<T>(w[i]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sum[i][v] += wv * x[v];
+      }
+      w += R;
     }
-    w += R;
+    if (first == 0 && end == depth) break;
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        T* to = kept + (i * V + v) * L;
+        if (first > 0) sum[i][v] += load<T>(to);
+        if (end < depth) store<T>(to, sum[i][v]);
+      }
   }
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v)

@@ -41,8 +41,10 @@ struct LeftStrided {
     if (column_stride == 1) {
       transpose_copy<T>(buffer, rows, src, row_stride, rows, depth);
     } else if (row_stride == 1) {
+      // Whole vectors are stored: the next step overwrites what lies beyond its rows.
       for (int64_t k = 0; k < depth; ++k)
-        for (int i = 0; i < rows; ++i) buffer[k * rows + i] = src[k * column_stride + i];
+        for (int i = 0; i < rows; i += kLanes<T>)
+          store<T>(buffer + k * rows + i, load_n<T>(src + k * column_stride + i, min_of(rows - i, kLanes<T>)));
     } else {
       for (int64_t k = 0; k < depth; ++k)
         for (int i = 0; i < rows; ++i) buffer[k * rows + i] = src[k * column_stride + i * row_stride];
@@ -229,14 +231,22 @@ void gemm_packed(int64_t M, const Left& left, const RightPacked<T>& right, T* c,
   }
 }
 
-// sum[j] = sum over i of g[i, j]: a bias gradient.
+// sum[j] = sum over i of g[i, j]: a bias gradient. Four chains hide the latency of an addition.
 template <class T>
 void sum_rows(const T* g, int64_t rows, int64_t columns, T* sum) {
   for (int64_t j = 0; j < columns; j += kLanes<T>) {
     const int n = static_cast<int>(min_of<int64_t>(kLanes<T>, columns - j));
-    Vec<T> s[4] = {};  // four chains hide the latency of an addition
-    for (int64_t i = 0; i < rows; ++i) s[i % 4] += load_n<T>(g + i * columns + j, n);
-    store_n<T>(sum + j, (s[0] + s[1]) + (s[2] + s[3]), n);
+    const T* at = g + j;
+    Vec<T> s0{}, s1{}, s2{}, s3{};
+    int64_t i = 0;
+    for (; i + 4 <= rows; i += 4, at += 4 * columns) {
+      s0 += load_n<T>(at, n);
+      s1 += load_n<T>(at + columns, n);
+      s2 += load_n<T>(at + 2 * columns, n);
+      s3 += load_n<T>(at + 3 * columns, n);
+    }
+    for (; i < rows; ++i, at += columns) s0 += load_n<T>(at, n);
+    store_n<T>(sum + j, (s0 + s1) + (s2 + s3), n);
   }
 }
 

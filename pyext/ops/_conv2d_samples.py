@@ -75,6 +75,10 @@ _POOLS = ({}, {"pool_kernel_size": 3, "pool_stride": 2, "pool_padding": 1})
 def pool_samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
     too_small_to_pool = ("narrow", "no channels")
     yield from (s for s in samples(dtype, device, _POOLS) if not s.name.startswith(too_small_to_pool))
+    many = torch.randn(2, 12, 8, 8, dtype=dtype, device=device)
+    many[0, 3, 2, 2], many[1, 11, 7, 0] = float("nan"), float("inf")
+    weight = torch.randn(3, 12, 3, 3, dtype=dtype, device=device)
+    yield Sample("nan and inf, many channels", (many, weight), differentiable=False)
     yield Sample(
         "window over 256 cells",
         (torch.randn(2, 1, 20, 20, dtype=dtype, device=device), torch.randn(2, 1, 3, 3, dtype=dtype, device=device)),
