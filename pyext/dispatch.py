@@ -26,7 +26,7 @@ class Decision:
 
 
 _active = "auto"
-_last: Decision | None = None
+_last: Decision | str | None = None  # a str: the op that went straight to its kernel
 
 
 class backend:  # noqa: N801  (used like torch.no_grad)
@@ -59,7 +59,29 @@ class backend:  # noqa: N801  (used like torch.no_grad)
 
 def explain() -> Decision | None:
     """The last choice made by a public op of this process, or None before the first."""
-    return _last
+    return Decision(_last, "cpp", "cpu kernel") if isinstance(_last, str) else _last
+
+
+def direct(op: str, *tensors: torch.Tensor | None) -> bool:
+    """Whether a call may go straight to the C++ kernel, which checks it and raises RuntimeError if anything does not fit.
+
+    The short way costs half a microsecond; checks with errors in words, autocast, other devices and transforms take the
+    long one. A short call that the kernel refuses is made again the long way, which says what is wrong.
+    """
+    global _last
+    if (
+        _active == "torch"
+        or torch.compiler.is_compiling()
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    ):
+        return False
+    for t in tensors:
+        if t is not None and not t.is_cpu:
+            return False
+    _last = op
+    return True
 
 
 def use_kernel(op: str, input: torch.Tensor, unfit: str = "") -> bool:
@@ -94,7 +116,7 @@ def _why_not(input: torch.Tensor) -> str:
 
 def _remember(op: str, implementation: str, reason: str) -> None:
     global _last
-    if _last is None or _last.op != op or _last.reason != reason:
+    if not isinstance(_last, Decision) or _last.op != op or _last.reason != reason:
         _last = Decision(op, implementation, reason)
 
 

@@ -36,8 +36,9 @@ inline Dims dims(const int64_t (&x)[4], const int64_t (&w)[4], int64_t bias, int
   require(DH > 0 && DW > 0, "conv2d: dilation should be greater than zero");
   for (int64_t v : pad) require(v >= 0, "conv2d: negative padding is not supported");
   require(G > 0 && d.K % G == 0 && d.C == w[1] * G, "conv2d: channels of input and weight do not fit the groups");
-  require(bias < 0 || bias == d.K, "conv2d: bias does not have one element for each output channel");
-  require(d.KH > 0 && d.KW > 0, "conv2d: the window is empty");
+  require(bias == -1 || bias == d.K, "conv2d: bias does not have one element for each output channel");
+  require(d.KH > 0 && d.KW > 0 && d.C > 0 && d.K > 0 && (d.N == 0 || (d.H > 0 && d.W > 0)),
+          "conv2d: the window, the channels or the image are empty");
   const int64_t free_h = d.H + d.PT + d.PB - DH * (d.KH - 1) - 1, free_w = d.W + d.PL + d.PR - DW * (d.KW - 1) - 1;
   require(free_h >= 0 && free_w >= 0, "conv2d: Kernel size can't be greater than actual input size");
   d.OH = free_h / SH + 1;

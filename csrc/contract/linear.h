@@ -16,7 +16,7 @@ inline Dims dims(int64_t rows, int64_t features, int64_t weight_rows, int64_t we
   require(features == weight_columns, "linear: input has " + std::to_string(features) + " features, weight [" +
                                           std::to_string(weight_rows) + ", " + std::to_string(weight_columns) +
                                           "] needs " + std::to_string(weight_columns));
-  require(bias < 0 || bias == weight_rows, "linear: bias has " + std::to_string(bias) + " elements, weight needs " +
+  require(bias == -1 || bias == weight_rows, "linear: bias has " + std::to_string(bias) + " elements, weight needs " +
                                                std::to_string(weight_rows));
   return {rows, features, weight_rows, relu};
 }

@@ -64,6 +64,9 @@ inline Maybe operand(const Maybe& t, ScalarType type) {
   return t.has_value() ? Maybe(operand(*t, type)) : std::nullopt;
 }
 
+// Elements of a bias; -1 for none, -2 for one that is not a vector, which fits nothing.
+inline int64_t size_of_bias(const Maybe& b) { return !b.has_value() ? -1 : b->dim() == 1 ? b->size(0) : -2; }
+
 template <class T>
 const T* in(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
 template <class T>
@@ -79,7 +82,7 @@ void check_types(const char* op, const Tensor& first, const Rest&... rest) {
   const ScalarType t = first.scalar_type();
   STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 || t == ScalarType::Half,
                   op, ": float32, float64, bfloat16 or float16 expected, got dtype number ", static_cast<int>(t));
-  auto same = [&](const auto& other) {
+  [[maybe_unused]] auto same = [&](const auto& other) {
     if constexpr (std::is_same_v<std::decay_t<decltype(other)>, Maybe>) {
       if (other.has_value()) STD_TORCH_CHECK(other->scalar_type() == t, op, ": all arguments need one dtype");
     } else {

@@ -58,7 +58,7 @@ linear::Dims dims_of(const Tensor& input, const Tensor& weight, int64_t bias, bo
 Tensor linear_forward(const Tensor& input, const Tensor& weight, const Maybe& bias, bool relu) {
   check_types("linear", input, weight, bias);
   const auto type = input.scalar_type();
-  const linear::Dims d = dims_of(input, weight, bias.has_value() ? bias->numel() : -1, relu);
+  const linear::Dims d = dims_of(input, weight, size_of_bias(bias), relu);
   const Tensor x = operand(input, type), w = operand(weight, type);
   const Maybe b = operand(bias, type);
   Ints sizes = sizes_of(input);

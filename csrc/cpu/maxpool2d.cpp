@@ -66,7 +66,8 @@ maxpool2d::Geometry geometry_of(int64_t H, int64_t W, const Ints& kernel, const 
 std::tuple<Tensor, Tensor> maxpool2d_forward(const Tensor& input, const Ints& kernel, const Ints& stride,
                                              const Ints& padding, const Ints& dilation, bool ceil_mode) {
   check_types("max_pool2d", input);
-  require(input.dim() == 4, "max_pool2d: input needs 4 dimensions (N, C, H, W)");
+  require(input.dim() == 4 && input.size(1) > 0 && input.size(2) > 0 && input.size(3) > 0,
+          "max_pool2d: input needs 4 dimensions (N, C, H, W), none but N empty");
   const auto type = input.scalar_type();
   const maxpool2d::Geometry d = geometry_of(input.size(2), input.size(3), kernel, stride, padding, dilation, ceil_mode);
   const Tensor x = operand(input, type);

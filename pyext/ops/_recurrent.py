@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..autograd import differentiable_gradients, records, wants_graph
-from ..dispatch import autocast, use_kernel
+from ..autograd import applier, differentiable_gradients, records, wants_graph
+from ..dispatch import autocast, direct, use_kernel
 from ..spec import fake, kernel, like
 from ._checks import same_device
 
@@ -50,6 +50,13 @@ class Recurrent:
 
 
 def cell(row: Recurrent, input: Tensor, hx: Tensor, w_ih, w_hh, b_ih, b_hh, relu: bool) -> Tensor:
+    if direct(f"{row.name}_cell", input, hx, w_ih, w_hh, b_ih, b_hh):
+        try:
+            if records(input, hx, w_ih, w_hh, b_ih, b_hh):
+                return _apply_cell(row, relu, input, hx, w_ih, w_hh, b_ih, b_hh)
+            return row.cell_forward(input, hx, w_ih, w_hh, b_ih, b_hh, relu, False)[0]
+        except RuntimeError:
+            pass  # said in words, or computed by ATen, below
     input, hx, w_ih, w_hh, b_ih, b_hh = tensors = autocast(input, hx, w_ih, w_hh, b_ih, b_hh)
     _check_cell(row, *tensors)
     if not use_kernel(f"{row.name}_cell", input, "one bias of two" if (b_ih is None) != (b_hh is None) else ""):
@@ -112,6 +119,8 @@ class _Cell(torch.autograd.Function):
         )
         return None, None, *(g if n else None for g, n in zip(grads, need, strict=True))
 
+
+_apply_cell = applier(_Cell)
 
 # ------------------------------------------------------------------------------------------------------------ sequences
 

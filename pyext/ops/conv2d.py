@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..autograd import differentiable_gradients, records, wants_graph
-from ..dispatch import autocast, use_kernel
+from ..autograd import applier, differentiable_gradients, records, wants_graph
+from ..dispatch import autocast, direct, use_kernel
 from ..spec import OpSpec, fake, kernel, like, register
 from . import _conv2d_samples as cases
 from ._checks import pair, same_device
@@ -68,13 +68,51 @@ def conv2d_relu_maxpool2d(
     :func:`torch.nn.functional.max_pool2d`.
     """
     name = "conv2d_relu_maxpool2d"
+    pool = _short_pool(pool_kernel_size, pool_stride, pool_padding)
+    if pool is not None:
+        return _conv(name, input, weight, bias, stride, padding, dilation, groups, True, pool)
     kernel_size = pair(name, "pool_kernel_size", pool_kernel_size)
     steps = kernel_size if pool_stride is None or pool_stride == [] else pair(name, "pool_stride", pool_stride)
     pads = pair(name, "pool_padding", pool_padding)
     return _conv(name, input, weight, bias, stride, padding, dilation, groups, True, [*kernel_size, *steps, *pads])
 
 
+@lru_cache(maxsize=1024, typed=True)
+def _short(stride, padding, dilation) -> tuple[list[int], list[int], list[int]] | None:
+    """The geometry as the kernel takes it, for plain ints and pairs of ints; None sends the call the long way."""
+    pairs = [(v, v) if isinstance(v, int) else v for v in (stride, padding, dilation)]
+    if not all(isinstance(v, tuple) and len(v) == 2 and all(isinstance(i, int) for i in v) for v in pairs):
+        return None
+    return list(pairs[0]), [*pairs[1], *pairs[1]], list(pairs[2])
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _short_pool_of(kernel_size, stride, padding) -> list[int] | None:
+    short = _short(kernel_size, padding, kernel_size if stride is None else stride)
+    return None if short is None else [*short[0], *short[2], *short[1][:2]]
+
+
+def _short_pool(*arguments) -> list[int] | None:
+    try:
+        return _short_pool_of(*arguments)
+    except TypeError:  # unhashable, a list
+        return None
+
+
 def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, pool):
+    if input.dim() == 4 and direct(name, input, weight, bias):
+        try:
+            short = _short(stride, padding, dilation)
+            if short is not None:
+                if records(input, weight, bias):
+                    return _apply(input, weight, bias, *short, groups, relu, pool or [])
+                return _forward(input, weight, bias, *short, groups, relu, pool or [])[0]
+        except (RuntimeError, TypeError):
+            pass  # said in words, or computed by ATen, below
+    return _checked(name, input, weight, bias, stride, padding, dilation, groups, relu, pool)
+
+
+def _checked(name, input, weight, bias, stride, padding, dilation, groups, relu, pool):
     input, weight, bias = autocast(input, weight, bias)
     _check_tensors(name, input, weight, bias, groups)
     stride, dilation = pair(name, "stride", stride), pair(name, "dilation", dilation)
@@ -205,6 +243,9 @@ class _Conv2d(torch.autograd.Function):
             return *found, *(None,) * 6
         grads = _backward(grad, input, weight, y, position, *ctx.geometry, *need)
         return *(g if n else None for g, n in zip(grads, need, strict=True)), *(None,) * 6
+
+
+_apply = applier(_Conv2d)
 
 
 def _is_channels_last(t: Tensor) -> bool:

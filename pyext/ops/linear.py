@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..autograd import differentiable_gradients, records, wants_graph
-from ..dispatch import autocast, use_kernel
+from ..autograd import applier, differentiable_gradients, records, wants_graph
+from ..dispatch import autocast, direct, use_kernel
 from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, like, register
 from ._checks import same_device, same_dtype
 
@@ -45,6 +45,17 @@ def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -
 
 
 def _linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    if direct(name, input, weight, bias):
+        try:
+            if records(input, weight, bias):
+                return _apply(input, weight, bias, relu)
+            return _forward(input, weight, bias, relu)
+        except RuntimeError:
+            pass  # said in words, or computed by ATen, below
+    return _checked(name, input, weight, bias, relu)
+
+
+def _checked(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     input, weight, bias = autocast(input, weight, bias)
     if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]) or input.dim() == 0:
         return _odd(name, input, weight, bias, relu)
@@ -92,6 +103,9 @@ class _Linear(torch.autograd.Function):
             ), None
         grads = _backward(grad, input, weight, y, ctx.relu, *need)
         return *(g if n else None for g, n in zip(grads, need, strict=True)), None
+
+
+_apply = applier(_Linear)
 
 
 @fake("linear_forward")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..autograd import records, wants_graph
-from ..dispatch import use_kernel
+from ..autograd import applier, records, wants_graph
+from ..dispatch import direct, use_kernel
 from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, register
 
 _forward = kernel("maxpool2d_forward")
@@ -40,6 +41,26 @@ def max_pool2d(
     Raises:
         RuntimeError: shapes or parameters are out of range. TypeError: a parameter is not int or ints.
     """
+    if not return_indices and input.dim() == 4 and direct("max_pool2d", input):
+        try:
+            geometry = _short(kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode)
+            if geometry is not None:
+                return (_apply if records(input) else _forward)(input, *geometry)[0]
+        except (RuntimeError, TypeError):
+            pass  # said in words, or computed by ATen, below
+    return _checked(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _short(kernel_size, stride, padding, dilation, ceil_mode) -> tuple | None:
+    """The geometry as the kernel takes it, for plain ints and pairs of ints; None sends the call the long way."""
+    pairs = [[v, v] if isinstance(v, int) else v for v in (kernel_size, stride, padding, dilation)]
+    if not all(len(v) == 2 and all(isinstance(i, int) for i in v) for v in pairs):
+        return None
+    return *(list(v) for v in pairs), bool(ceil_mode)
+
+
+def _checked(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
     name = "max_pool2d"
     kernel_size, padding, dilation = (
         _pair(what, value)
@@ -161,6 +182,9 @@ class _MaxPool2d(torch.autograd.Function):
         else:
             dx = _backward(grad, position, ctx.input_size, *ctx.geometry)
         return dx, *(None,) * 5
+
+
+_apply = applier(_MaxPool2d)
 
 
 def _like_layout(y: Tensor, other: Tensor) -> Tensor:
