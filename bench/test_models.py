@@ -30,8 +30,20 @@ def _digits(size: int = 64) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     return (torch.randn(size, 1, 28, 28),), torch.randint(10, (size,))
 
 
+def _names(size: int = 256, longest: int = 19, shortest: int = 6) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Rows of lower-case letters, their lengths spread evenly, the longest first, 0 after each name's end."""
+    lengths = shortest + torch.arange(size).flip(0) * (longest - shortest + 1) // size
+    letters = torch.randint(ord("a"), ord("z") + 1, (size, longest))
+    indices = torch.where(torch.arange(longest) < lengths[:, None], letters, 0)
+    return (indices, lengths), torch.randint(18, (size,))
+
+
 MODELS = [
+    ModelCase("MnistMLP", lambda layers: models.MnistMLP(layers=layers), _digits, "28x28 b64"),
     ModelCase("MnistCNN", lambda layers: models.MnistCNN(layers=layers), _digits, "28x28 b64"),
+    ModelCase("MnistInception", lambda layers: models.MnistInception(layers=layers), _digits, "28x28 b64"),
+    ModelCase("MnistResNet", lambda layers: models.MnistResNet(layers=layers), _digits, "28x28 b64"),
+    ModelCase("NameGRU", lambda layers: models.NameGRU(layers=layers), _names, "b256 T19, lengths 6 to 19"),
 ]
 
 

@@ -5,5 +5,9 @@ says which of the two it is built from. A constructor without arguments gives th
 """
 
 from .cnn import MnistCNN
+from .inception import MnistInception
+from .mlp import MnistMLP
+from .names import NameGRU
+from .resnet import MnistResNet
 
-__all__ = ["MnistCNN"]
+__all__ = ["MnistCNN", "MnistInception", "MnistMLP", "MnistResNet", "NameGRU"]
