@@ -93,6 +93,8 @@ def _short_pool_of(kernel_size, stride, padding) -> list[int] | None:
 
 
 def _short_pool(*arguments) -> list[int] | None:
+    if torch.compiler.is_compiling():  # a tracer looks through the cache, and says so in a warning
+        return None
     try:
         return _short_pool_of(*arguments)
     except TypeError:  # unhashable, a list
