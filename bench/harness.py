@@ -7,6 +7,7 @@ times one arm alone: each round of ours is preceded by a round of native, with g
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import os
 import platform
@@ -14,12 +15,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.flop_counter import FlopCounterMode
 
 from torchsmith import _native
 
@@ -33,6 +35,7 @@ __all__ = [
     "map_tensors",
     "module_pair",
     "op_pair",
+    "quartiles",
     "quiet",
     "ratio_of",
     "threads",
@@ -65,42 +68,93 @@ def leaves(value: Any) -> list[torch.Tensor]:
 # ------------------------------------------------------------------------------------------------ the two arms
 
 
+def _nothing() -> list[torch.Tensor]:
+    return []
+
+
 @dataclass
 class Pair:
-    """Two functions of a count, each of which does the same work that many times; ``verify`` compares their results."""
+    """Two functions of a count, each of which does the same work that many times; ``verify`` compares their results.
+
+    The rest is for the report: the results of each arm and of native in float64; tensors that exist before and after
+    a call (what is saved of them costs no memory); bytes that any implementation must read or write.
+    """
 
     ours: Callable[[int], None]
     native: Callable[[int], None]
     verify: Callable[[], None] = lambda: None
+    ours_results: Callable[[], list[torch.Tensor]] = _nothing
+    native_results: Callable[[], list[torch.Tensor]] = _nothing
+    exact_results: Callable[[], list[torch.Tensor]] = _nothing
+    held: Sequence[torch.Tensor] = ()
+    bytes: int | None = None
+    flops: int | None = None  #: counted, where no formula is known
 
 
-def op_pair(spec: Any, case: Any, mode: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Pair:
+Wrap = Callable[[Any], Any]  # what is done to native's function or module before it is timed: torch.compile
+
+
+def op_pair(
+    spec: Any,
+    case: Any,
+    mode: str,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    wrap: Wrap | None = None,
+) -> Pair:
     """An op of the specs against its reference in plain torch.
 
     ``mode``: ``forward`` (without grad) or ``forward+backward`` (through autograd, to every input that is not frozen).
+    ``wrap`` changes the reference that is timed and verified, never the float64 one.
     """
     torch.manual_seed(0)
     sample = case.make(dtype, torch.device(device))
+    native = wrap(spec.reference) if wrap else spec.reference
     if mode == "forward":
-        args, kwargs = sample.args, sample.kwargs
-        arms = [_forward_arm(fn, args, kwargs) for fn in (spec.function, spec.reference)]
+        args, kwargs, grads = sample.args, sample.kwargs, []
+        arms = [_forward_arm(fn, args, kwargs) for fn in (spec.function, native)]
+        held = [*leaves(args), *leaves(kwargs)]
 
-        def results(fn: Callable[..., Any]) -> list[torch.Tensor]:
+        def results(fn: Callable[..., Any], change: Callable[[torch.Tensor], torch.Tensor] = _kept):
             with torch.no_grad():
-                return leaves(fn(*args, **kwargs))
+                return leaves(fn(*map_tensors(args, change), **map_tensors(kwargs, change)))
 
     elif mode == "forward+backward":
         args, kwargs, inputs = _with_grad(sample, case.frozen)
         grads = [torch.randn_like(t) for t in _differentiable(spec.reference(*args, **kwargs))]
-        arms = [_backward_arm(fn, args, kwargs, inputs, grads) for fn in (spec.function, spec.reference)]
+        arms = [_backward_arm(fn, args, kwargs, inputs, grads) for fn in (spec.function, native)]
+        held = [*leaves(args), *leaves(kwargs), *grads]
 
-        def results(fn: Callable[..., Any]) -> list[torch.Tensor]:
-            outputs = _differentiable(fn(*args, **kwargs))
-            return [*outputs, *torch.autograd.grad(outputs, inputs, grads)]
+        def results(fn: Callable[..., Any], change: Callable[[torch.Tensor], torch.Tensor] = _kept):
+            call, keywords, wanted = args, kwargs, inputs
+            if change is not _kept:
+                call, keywords, wanted = _with_grad(replace(sample, **_changed(sample, change)), case.frozen)
+            outputs = _differentiable(fn(*call, **keywords))
+            return [*outputs, *torch.autograd.grad(outputs, wanted, [change(g) for g in grads])]
 
     else:
         raise ValueError(f"mode must be 'forward' or 'forward+backward', got {mode!r}")
-    return Pair(*arms, verify=lambda: _same(results(spec.function), results(spec.reference), dtype))
+    pair = Pair(*arms, ours_results=lambda: results(spec.function), native_results=lambda: results(native), held=held)
+    pair.verify = lambda: _same(pair.ours_results(), pair.native_results(), dtype)
+    pair.exact_results = lambda: results(spec.reference, _widened)
+    pair.bytes = _nbytes(held) + _nbytes(results(spec.reference))
+    return pair
+
+
+def _kept(t: torch.Tensor) -> torch.Tensor:
+    return t
+
+
+def _widened(t: torch.Tensor) -> torch.Tensor:
+    return t.detach().double() if t.is_floating_point() else t
+
+
+def _changed(sample: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+    return {"args": map_tensors(sample.args, change), "kwargs": map_tensors(sample.kwargs, change)}
+
+
+def _nbytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _with_grad(sample: Any, frozen: Sequence[int]) -> tuple[tuple, dict, list[torch.Tensor]]:
@@ -139,21 +193,55 @@ def _backward_arm(
     return run
 
 
-def module_pair(ours: torch.nn.Module, native: torch.nn.Module, inputs: tuple, target: torch.Tensor, mode: str) -> Pair:
-    """Two modules with the same parameters: ``training step`` (forward, loss, backward, SGD) or ``inference``."""
-    native.load_state_dict(ours.state_dict())
-    modules = (ours, native)
+def module_pair(
+    ours: torch.nn.Module,
+    native: torch.nn.Module,
+    inputs: tuple,
+    target: torch.Tensor,
+    mode: str,
+    wrap: Wrap | None = None,
+) -> Pair:
+    """Two modules with the same parameters: ``training step`` (forward, loss, backward, SGD) or ``inference``.
 
-    def results(module: torch.nn.Module) -> list[torch.Tensor]:
+    ``wrap`` changes the native module that is timed and verified, never the float64 one.
+    """
+    native.load_state_dict(ours.state_dict())
+    exact, counted = copy.deepcopy(native).double(), copy.deepcopy(native)
+    timed = wrap(native) if wrap else native
+    modules = (ours, timed)
+    training = mode == "training step"
+
+    def results(module: torch.nn.Module, inputs: tuple = inputs) -> list[torch.Tensor]:
         return leaves(module(*inputs))
+
+    def with_gradients(module: torch.nn.Module, inputs: tuple = inputs) -> list[torch.Tensor]:
+        outputs = results(module, inputs)
+        if not training:
+            return outputs
+        loss = torch.nn.functional.cross_entropy(outputs[0], target)
+        gradients = torch.autograd.grad(loss, [p for p in module.parameters() if p.requires_grad], allow_unused=True)
+        return [*outputs, *(g for g in gradients if g is not None)]
 
     if mode == "inference":
         arms = [_forward_arm(m.eval(), inputs, {}) for m in modules]
-    elif mode == "training step":
+        exact.eval()
+    elif training:
         arms = [_step_arm(m.train(), inputs, target) for m in modules]
     else:
         raise ValueError(f"mode must be 'training step' or 'inference', got {mode!r}")
-    return Pair(*arms, verify=lambda: _same(results(ours), results(native), torch.float32))
+    pair = Pair(*arms, verify=lambda: _same(results(ours), results(timed), torch.float32))
+    pair.ours_results, pair.native_results = (lambda m=m: with_gradients(m) for m in modules)
+    pair.exact_results = lambda: with_gradients(exact, map_tensors(inputs, _widened))
+    pair.held = [*leaves(inputs), target, *(t for m in modules for t in (*m.parameters(), *m.buffers()))]
+    pair.flops = _counted_flops(lambda: with_gradients(counted.train(training)))
+    return pair
+
+
+def _counted_flops(run: Callable[[], Any]) -> int:
+    """Operations of matrix products and convolutions, as torch counts them; the rest of a model is not worth counting."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 def _step_arm(module: torch.nn.Module, inputs: tuple, target: torch.Tensor) -> Callable[[int], None]:
@@ -236,9 +324,13 @@ class Times:
 
 def ratio_of(times: Times) -> dict[str, float]:
     """The ratio of medians (native/ours: above 1 ours is faster) and the quartiles of the rounds' own ratios."""
-    each = sorted(n / o for n, o in zip(times.native, times.ours, strict=True))
-    low, high = (each[len(each) // 4], each[(3 * len(each)) // 4]) if each else (float("nan"),) * 2
+    low, high = quartiles([n / o for n, o in zip(times.native, times.ours, strict=True)])
     return {"ratio": times.ratio, "ratio_low": low, "ratio_high": high}
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    each = sorted(values)
+    return (each[len(each) // 4], each[(3 * len(each)) // 4]) if each else (float("nan"),) * 2
 
 
 def interleave(pair: Pair, plan: Plan | None = None, tick: Callable[[], None] | None = None) -> Times:

@@ -49,7 +49,7 @@ def figures(record: Path) -> str:
         rows = [
             r
             for r in data["rows"]
-            if r["kind"] == kind and r["mode"] == mode and r["threads"] == 1 and r["dtype"] == "float32"
+            if (r["kind"], r["mode"], r["threads"], r["dtype"]) == (kind, mode, 1, "float32") and report.plain(r, data)
         ]
         if rows:
             parts.append(f"{mode.capitalize()}:\n\n{report.table(rows)}")

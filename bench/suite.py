@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,11 +13,12 @@ import torch
 
 import torchsmith
 from torchsmith import _native
-from torchsmith.bench import harness
+from torchsmith.bench import baselines, harness, memory
 
-__all__ = ["MODES", "Job", "clock", "measure", "select"]
+__all__ = ["MODES", "SHAPES", "Job", "clock", "measure", "select"]
 
 MODES = ("forward", "forward+backward", "training step", "inference")
+SHAPES = ("course", "extra")
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,20 @@ class Job:
     op: str  #: name of the op or model
     label: str  #: the shape, in words
     mode: str
-    pair: Callable[[torch.dtype], harness.Pair]
+    pair: Callable[[torch.dtype, harness.Wrap | None], harness.Pair]
     flops: Callable[[torch.dtype], int] | None = None  #: floating-point operations of one call, where known
     kind: str = "op"  #: "op" or "model"
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     dtype: torch.dtype = torch.float32
     threads: int = 1
+    baseline: str = "eager"  #: of baselines.BASELINES
+    shapes: str = "course"  #: of SHAPES
 
     @property
     def id(self) -> str:
-        return f"{self.op}-{self.label}-{self.mode}-{dtype_name(self.dtype)}-{self.threads}t".replace(" ", "_")
+        against = "" if self.baseline == "eager" else f"-{self.baseline}"
+        name = f"{self.op}-{self.label}-{self.mode}-{dtype_name(self.dtype)}-{self.threads}t{against}"
+        return name.replace(" ", "_")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -41,16 +47,18 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def select(jobs: Iterable[Job], config: Any) -> Iterator[Job]:
-    """The jobs the command line asks for, once for each dtype and number of threads."""
+    """The jobs the command line asks for, once for each dtype, number of threads and baseline."""
+    shapes = config.getoption("--shapes")
+    against = config.getoption("--baseline") or ["eager"]
     ops, modes = config.getoption("--op"), config.getoption("--mode")
     dtypes = [getattr(torch, name) for name in config.getoption("--dtype")] or [torch.float32]
     counts = config.getoption("--threads") or [1]
     for job in jobs:
-        if (ops and job.op not in ops) or (modes and job.mode not in modes):
+        if (ops and job.op not in ops) or (modes and job.mode not in modes) or shapes not in (job.shapes, "all"):
             continue
-        for dtype in dtypes:
+        for dtype, count, baseline in itertools.product(dtypes, counts, against):
             if dtype in job.dtypes:
-                yield from (replace(job, dtype=dtype, threads=count) for count in counts)
+                yield replace(job, dtype=dtype, threads=count, baseline=baseline)
 
 
 class PerCallClock:
@@ -70,9 +78,10 @@ class PerCallClock:
 clock = PerCallClock()
 
 
-def measure(benchmark: Any, job: Job, quick: bool) -> None:
+def measure(benchmark: Any, job: Job, quick: bool, details: bool = False) -> None:
+    """Verifies, times, and with ``details`` also looks at memory, error and determinism, after the timing."""
     with harness.threads(job.threads), harness.quiet():
-        pair = job.pair(job.dtype)
+        pair = baselines.prepare(job)
         pair.verify()
         if benchmark.disabled:
             benchmark.pedantic(pair.ours, args=(1,))
@@ -90,12 +99,17 @@ def measure(benchmark: Any, job: Job, quick: bool) -> None:
         benchmark.pedantic(pair.ours, args=(calls,), setup=native_turn, rounds=rounds)
         times.ours = list(benchmark.stats.stats.data)
         benchmark.group = f"{job.op} {job.mode}"
-        benchmark.extra_info.update(facts(job, times, calls))
+        benchmark.extra_info.update(facts(job, pair, times, calls))
+        if details and job.baseline == "eager":
+            benchmark.extra_info.update(memory.facts(pair, job.threads))
 
 
-def facts(job: Job, times: harness.Times, calls: int) -> dict[str, Any]:
+def facts(job: Job, pair: harness.Pair, times: harness.Times, calls: int) -> dict[str, Any]:
     """The record's row; times in microseconds a call."""
     ours_us, native_us = (statistics.median(t) * 1e6 for t in (times.ours, times.native))
+    spread = {}
+    for name, values in (("ours", times.ours), ("native", times.native)):
+        spread[f"{name}_low_us"], spread[f"{name}_high_us"] = (q * 1e6 for q in harness.quartiles(values))
     row = {
         "kind": job.kind,
         "op": job.op,
@@ -103,20 +117,25 @@ def facts(job: Job, times: harness.Times, calls: int) -> dict[str, Any]:
         "mode": job.mode,
         "dtype": dtype_name(job.dtype),
         "device": "cpu",
+        "baseline": job.baseline,
+        "shapes": job.shapes,
         "backend": backend(),
         "isa": _native.isa_active(),
+        "native_isa": torch.backends.cpu.get_cpu_capability(),
         "threads": job.threads,
         "torch": torch.__version__,
         "ours_us": ours_us,
         "native_us": native_us,
+        **spread,
         **harness.ratio_of(times),
         "calls_per_round": calls,
         "rounds": len(times.ours),
     }
-    flops = job.flops(job.dtype) if job.flops is not None else 0
-    if flops > 0:  # pooling does none worth counting
-        row["gflops"] = flops / ours_us / 1e3
-        row["native_gflops"] = flops / native_us / 1e3
+    flops = job.flops(job.dtype) if job.flops is not None else pair.flops
+    for unit, work in (("gflops", flops), ("gbytes_s", pair.bytes)):
+        if work:  # pooling does no operations worth counting; a model's traffic is not known
+            row[unit.removesuffix("_s").removeprefix("g")] = work
+            row[unit], row[f"native_{unit}"] = work / ours_us / 1e3, work / native_us / 1e3
     return row
 
 

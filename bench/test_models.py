@@ -51,10 +51,10 @@ def jobs() -> Iterator[suite.Job]:
     for case in MODELS:
         for mode in ("training step", "inference"):
 
-            def pair(dtype, case=case, mode=mode):
+            def pair(dtype, wrap=None, case=case, mode=mode):
                 torch.manual_seed(0)
                 ours, native = case.make(torchsmith.nn), case.make(torchsmith.native_nn)
-                return harness.module_pair(ours, native, *case.batch(), mode)
+                return harness.module_pair(ours, native, *case.batch(), mode, wrap)
 
             yield suite.Job(case.name, case.label, mode, pair, kind="model")
 
