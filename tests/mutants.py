@@ -149,7 +149,7 @@ BUGS = (
         "csrc/cpu/conv2d.cpp",
         "flipped,\n                         partial + share * plan.share_size);",
         "flipped, partial);",
-        "test_threads and conv2d or " + VALUES + "conv2d",
+        "test_threads_on_real_sizes and conv2d or " + VALUES + "conv2d",
     ),
     Bug(
         "masks of dropout not scaled",

@@ -88,9 +88,7 @@ def test_layout_of_outputs_is_native(spec, dtype, index):
             assert a.is_contiguous(memory_format=last) == b.is_contiguous(memory_format=last), (a.stride(), b.stride())
 
 
-@pytest.mark.parametrize("spec, dtype, index", cases((torch.float32,)))
-def test_threads_do_not_change_a_bit(spec, dtype, index):
-    call = Call(samples_of(spec, dtype)[index])
+def check_threads(spec, call):
     before = torch.get_num_threads()
     try:
         results = []
@@ -103,6 +101,27 @@ def test_threads_do_not_change_a_bit(spec, dtype, index):
     for one, two, again in zip(*results, strict=True):
         assert torch.equal(one.nan_to_num(7), two.nan_to_num(7))
         assert torch.equal(two.nan_to_num(7), again.nan_to_num(7))
+
+
+@pytest.mark.parametrize("spec, dtype, index", cases((torch.float32,)))
+def test_threads_do_not_change_a_bit(spec, dtype, index):
+    check_threads(spec, Call(samples_of(spec, dtype)[index]))
+
+
+REAL_SIZES = [
+    pytest.param(spec, case, id=f"{spec.name}-{case.label}".replace(" ", "_"))
+    for spec in all_specs()
+    for case in spec.bench
+]
+
+
+@pytest.mark.parametrize("spec, case", REAL_SIZES)
+def test_threads_on_real_sizes(spec, case):
+    """Sizes at which the work is split; the samples above stay on one thread."""
+    sample = case.make(torch.float32, torch.device("cpu"))
+    if spec.flops(sample) > 2e9:
+        pytest.skip("seconds a call; smaller sizes split alike")
+    check_threads(spec, Call(sample))
 
 
 def differentiable_call(spec, dtype, index, largest):
