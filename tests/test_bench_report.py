@@ -1,14 +1,18 @@
 """The report: every row on a page that needs nothing else, losses in plain sight, and what moved between two runs.
 
-No timing here: records are made up.
+No time is judged here: records are made up.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from html import escape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -317,6 +321,25 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, option):
         result = invoke(option, path)
         assert result.exit_code == 1
         assert f"{option} {path}: {why}" in result.output.replace("\n", "")
+
+
+def test_pytest_writes_the_report_too(tmp_path):
+    for name in ("pytest_benchmark", "matplotlib"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    folder = Path(report.__file__).parent
+    line = [sys.executable, "-m", "pytest", str(folder), "-c", os.devnull, "--rootdir", str(folder), "--quick"]
+    line += ["--op=max_pool2d", "--mode=forward", f"--report={tmp_path / 'r'}", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    made = report.load(tmp_path / "r" / "bench.json")
+    assert len(made["rows"]) == sum(len(s.bench) for s in all_specs() if s.name == "max_pool2d")
+    for r in made["rows"]:
+        assert r["bytes"] > 0
+        assert "gflops" not in r
+        assert {"saved_bytes", "native_peak_bytes", "error", "same_threads"} <= set(r)
+    assert made["ceilings"][0]["gflops"] > 0
+    names = {"bench.html", "bench.json", "bench.md", "pytest-benchmark.json"}
+    assert {p.name for p in (tmp_path / "r").iterdir()} == names
 
 
 # ---------------------------------------------------------------------------------------------- passes and baselines

@@ -182,6 +182,23 @@ void gemm_empty(int64_t M, int64_t N, T* c, int64_t ldc, const Epilogue<T>& e) {
     }
 }
 
+// Rows [i_begin, i_end), in panels of `rows`, and columns [j_begin, j_end) of C, on one thread.
+template <class T, class Left, class Right>
+void gemm_part(int64_t K, const Left& left, const Right& right, int64_t i_begin, int64_t i_end, int rows, int64_t j_begin,
+               int64_t j_end, T* c, int64_t ldc, const Epilogue<T>& e) {
+  constexpr int W = kColumns<T>;
+  for (int64_t j0 = j_begin; j0 < j_end; j0 += kWide) {
+    const int64_t j1 = min_of(j_end, j0 + kWide);
+    T* packed = scratch<T>(Slot::pack_b, min_of(K, kDepth) * ceil_div(j1 - j0, W) * W);
+    for (int64_t k0 = 0; k0 < K; k0 += kDepth) {
+      const int64_t depth = min_of(kDepth, K - k0);
+      for (int64_t j = j0; j < j1; j += W)
+        right.panel(packed + (j - j0) * depth, k0, depth, j, static_cast<int>(min_of<int64_t>(W, j1 - j)));
+      gemm_block<T>(left, i_begin, i_end, rows, k0, depth, packed, j0, j1, c, ldc, e, k0 == 0, k0 + depth == K);
+    }
+  }
+}
+
 template <class T, class Left, class Right>
 void gemm(int64_t M, int64_t N, int64_t K, const Left& left, const Right& right, T* c, int64_t ldc,
           const Epilogue<T>& e) {
@@ -189,33 +206,17 @@ void gemm(int64_t M, int64_t N, int64_t K, const Left& left, const Right& right,
   if (K == 0) return gemm_empty<T>(M, N, c, ldc, e);
   constexpr int W = kColumns<T>;
   const int rows = panel_rows(M);
-  const int64_t row_panels = ceil_div(M, rows);
-  const bool many = threads() > 1 && M * N * K > kParallelWork;
-  for (int64_t j0 = 0; j0 < N; j0 += kWide) {
-    const int64_t j_end = min_of(N, j0 + kWide), panels = ceil_div(j_end - j0, W);
-    T* packed = scratch<T>(Slot::pack_b, min_of(K, kDepth) * panels * W);
-    for (int64_t k0 = 0; k0 < K; k0 += kDepth) {
-      const int64_t depth = min_of(kDepth, K - k0);
-      const bool first = k0 == 0, last = k0 + depth == K;
-      parallel(panels, many ? max_of<int64_t>(1, kParallelWork / (8 * depth * W)) : panels, [&](int64_t begin, int64_t end) {
-        for (int64_t p = begin; p < end; ++p)
-          right.panel(packed + p * depth * W, k0, depth, j0 + p * W,
-                      static_cast<int>(min_of<int64_t>(W, j_end - j0 - p * W)));
-      });
-      // Split the longer side: rows where there are panels enough for all threads, else columns.
-      if (row_panels >= threads() || row_panels >= panels) {
-        parallel(row_panels, many ? 1 : row_panels, [&](int64_t begin, int64_t end) {
-          gemm_block<T>(left, begin * rows, min_of(M, end * rows), rows, k0, depth, packed, j0, j_end, c, ldc, e, first,
-                        last);
-        });
-      } else {
-        parallel(panels, many ? 1 : panels, [&](int64_t begin, int64_t end) {
-          gemm_block<T>(left, 0, M, rows, k0, depth, packed + begin * W * depth, j0 + begin * W,
-                        min_of(j_end, j0 + end * W), c, ldc, e, first, last);
-        });
-      }
-    }
-  }
+  const int64_t row_panels = ceil_div(M, rows), panels = ceil_div(N, W);
+  // One parallel region, split along the longer side: each thread packs its own share of that factor and all of the
+  // other, smaller one. That costs less than the barriers of packing together.
+  if (row_panels > panels)
+    parallel(row_panels, kParallelWork / (rows * N * K) + 1, [&](int64_t begin, int64_t end) {
+      gemm_part<T>(K, left, right, begin * rows, min_of(M, end * rows), rows, 0, N, c, ldc, e);
+    });
+  else
+    parallel(panels, kParallelWork / (M * W * K) + 1, [&](int64_t begin, int64_t end) {
+      gemm_part<T>(K, left, right, 0, M, rows, begin * W, min_of(N, end * W), c, ldc, e);
+    });
 }
 
 // The same with B packed beforehand; serial: the caller splits the rows.
