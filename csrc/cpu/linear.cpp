@@ -1,4 +1,4 @@
-// linear, linear+ReLU on the CPU: three GEMMs with fused epilogues. Formulas and shapes: contract/linear.h.
+// linear, linear+ReLU on the CPU: three GEMMs with fused epilogues; dot products for a few rows. Formulas and shapes: contract/linear.h.
 #include "../contract/linear.h"
 
 #include "gemm.h"
@@ -10,9 +10,49 @@ TS_DECLARE(linear_backward, linear::Backward)
 
 namespace ts::TS_ISA {
 
+// A few rows of x: dot products along K straight from W, R rows of W at a time. Packing W for a GEMM would read and write
+// it once more than the product itself reads it.
+constexpr int64_t kFewRowsOfX = 4;
+
+template <class T, int M, int R>
+TS_INLINE void dot_rows(const linear::Forward<T>& p, int64_t n) {
+  constexpr int L = kLanes<T>;
+  const int64_t K = p.d.K, N = p.d.N;
+  Vec<T> sum[M][R] = {};
+  const auto step = [&](int64_t k, int lanes) __attribute__((always_inline)) {
+    Vec<T> x[M];
+    for (int m = 0; m < M; ++m) x[m] = load_some<T>(p.x + m * K + k, lanes);
+    for (int r = 0; r < R; ++r) {
+      const Vec<T> w = load_some<T>(p.w + (n + r) * K + k, lanes);
+      for (int m = 0; m < M; ++m) sum[m][r] += x[m] * w;
+    }
+  };
+  int64_t k = 0;
+  for (; k + L <= K; k += L) step(k, L);
+  if (k < K) step(k, static_cast<int>(K - k));
+  for (int m = 0; m < M; ++m)
+    for (int r = 0; r < R; ++r) {
+      const T y = sum_lanes<T>(sum[m][r]) + (p.bias ? p.bias[n + r] : T(0));
+      p.y[m * N + n + r] = p.d.relu && y < T(0) ? T(0) : y;
+    }
+}
+
+template <class T, int M = kFewRowsOfX>
+void few_rows(const linear::Forward<T>& p) {
+  if constexpr (M > 1)
+    if (p.d.M < M) return few_rows<T, M - 1>(p);
+  constexpr int R = 4;  // rows of W: independent sums hide the latency of an FMA
+  parallel(ceil_div(p.d.N, R), kParallelWork / (R * M * p.d.K + 1) + 1, [&](int64_t begin, int64_t end) {
+    int64_t n = begin * R;
+    for (; n + R <= min_of(p.d.N, end * R); n += R) dot_rows<T, M, R>(p, n);
+    for (; n < min_of(p.d.N, end * R); ++n) dot_rows<T, M, 1>(p, n);
+  });
+}
+
 template <class T>
 void linear_forward(const linear::Forward<T>& p) {
   const auto [M, K, N, relu] = p.d;
+  if (M > 0 && M <= kFewRowsOfX) return few_rows<T>(p);
   gemm<T>(M, N, K, LeftStrided<T>{p.x, K, 1}, RightStrided<T>{p.w, 1, K}, p.y, N,
           {.column_bias = p.bias, .relu = relu});
 }

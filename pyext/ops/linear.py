@@ -122,7 +122,7 @@ def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
     def make(*shape):
         return torch.randn(shape, dtype=dtype, device=device)
 
-    for rows, k, n in [(1, 1, 1), (3, 5, 7), (14, 33, 31), (15, 16, 33), (29, 257, 65), (64, 40, 10)]:
+    for rows, k, n in [(1, 1, 1), (1, 50, 9), (2, 33, 8), (3, 5, 7), (4, 300, 13), (14, 33, 31), (15, 16, 33), (29, 257, 65), (64, 40, 10)]:
         yield Sample(f"{rows}x{k}x{n}", (make(rows, k), make(n, k), make(n)))
     yield Sample("no bias", (make(4, 6), make(3, 6)))
     yield Sample("vector", (make(6), make(3, 6), make(3)))
@@ -183,6 +183,7 @@ def _case(rows: int, k: int, n: int) -> BenchCase:
 
 
 _BENCH = (
+    _case(1, 784, 512),
     _case(64, 784, 512),
     _case(64, 512, 256),
     _case(64, 128, 64),
