@@ -85,7 +85,7 @@ EXTRA: tuple[tuple[str, BenchCase], ...] = (
     ("conv2d_relu_maxpool2d", _conv(1024, 1, 28, 28, 10, 5, pool_kernel_size=2)),
     ("conv2d_relu_maxpool2d", _conv(3, 5, 27, 27, 9, 4, pool_kernel_size=3)),
     # linear: batch 1 to 4096
-    ("linear", _linear(1, 784, 512)),
+    ("linear", _linear(2, 784, 511)),
     ("linear", _linear(1, 1024, 1000)),
     ("linear", _linear(4096, 64, 10)),
     ("linear", _linear(4096, 256, 256)),
