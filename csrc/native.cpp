@@ -101,20 +101,22 @@ std::vector<py::dict> registry() {
 }
 
 py::bytes vector_math(const std::string& name, const py::buffer& values) {
-  const char* const names[] = {"exp", "sigmoid", "tanh"};  // in the order of ts_vmath
+  const char* const names[] = {"exp", "sigmoid", "tanh"};  // in the order of ts_vmath_float
   int which = 0;
   while (which < 3 && name != names[which]) ++which;
   if (which == 3) throw py::value_error("'" + name + "' is not a vector function; allowed: 'exp', 'sigmoid', 'tanh'");
   const py::buffer_info info = values.request();
-  if (!info.item_type_is_equivalent_to<float>())
-    throw py::type_error("vector_math takes a buffer of float32, got item format '" + info.format + "'");
+  const bool wide = info.item_type_is_equivalent_to<double>();
+  if (!wide && !info.item_type_is_equivalent_to<float>())
+    throw py::type_error("vector_math takes a buffer of float32 or float64, got item format '" + info.format + "'");
   if (!PyBuffer_IsContiguous(info.view(), 'C'))
     throw py::value_error("vector_math takes a contiguous buffer");
   // Written before anyone else can see it, which is when a bytes object may be.
   const auto result = py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(nullptr, info.size * info.itemsize));
   if (!result) throw py::error_already_set();
-  ts_vmath(which, static_cast<const float*>(info.ptr), reinterpret_cast<float*>(PyBytes_AS_STRING(result.ptr())),
-           info.size);
+  void* const out = PyBytes_AS_STRING(result.ptr());
+  if (wide) ts_vmath_double(which, static_cast<const double*>(info.ptr), static_cast<double*>(out), info.size);
+  else ts_vmath_float(which, static_cast<const float*>(info.ptr), static_cast<float*>(out), info.size);
   return result;
 }
 
@@ -134,8 +136,8 @@ PYBIND11_MODULE(_native, m) {
         "Raises ValueError, naming what is allowed, for a name that is unknown or not on this machine.");
   m.def("threads", &ts_threads, "The number of threads the CPU kernels may use: torch.get_num_threads().");
   m.def("vector_math", &vector_math, py::arg("name"), py::arg("values"),
-        "exp, sigmoid or tanh of float32 numbers as the CPU kernels compute them, on the active instruction set.\n"
-        "Takes a contiguous buffer of float32 (a NumPy array, array.array('f')); returns the bytes of as many float32.");
+        "exp, sigmoid or tanh of float32 or float64 numbers as the CPU kernels compute them, on the active instruction set.\n"
+        "Takes a contiguous buffer of either (a NumPy array, array.array('f')); returns the bytes of as many results.");
   m.def("fma_ceiling", &ts_ceiling_fma, py::arg("seconds") = 0.1, py::call_guard<py::gil_scoped_release>(),
         "float32 GFLOP/s of one thread doing nothing but multiply-adds in registers, under the active instruction set:\n"
         "the best of short turns over about that many seconds. Releases the GIL.");

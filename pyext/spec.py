@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .dispatch import declare
+
 __all__ = ["BenchCase", "ErrorCase", "OpSpec", "Sample", "all_specs", "fake", "kernel", "like", "register"]
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -71,6 +73,7 @@ def register(spec: OpSpec) -> OpSpec:
     if spec.name in _SPECS:
         raise ValueError(f"op {spec.name!r} is described twice")
     _SPECS[spec.name] = spec
+    declare(spec.name, spec.kernels)
     return spec
 
 

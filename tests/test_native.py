@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_build_info_names_what_the_build_depends_on():
     assert info["torch_target"] == "2.10"
     assert info["python"] == sys.version.split()[0]
     assert info["isa"] == _native.isa_built()
-    assert info["cuda_archs"] == []
+    assert bool(info["cuda_archs"]) == Path(torchsmith.__file__).with_name("_cuda.so").is_file()
 
 
 def test_instruction_sets_are_ordered_and_the_best_is_used():
@@ -56,7 +57,23 @@ def test_instruction_sets_are_ordered_and_the_best_is_used():
 
 def test_found_agrees_with_torch():
     if torch.backends.cpu.get_cpu_capability() == "AVX512" and "avx512" in _native.isa_built():
-        assert _native.isa_found() == "avx512"
+        assert _native.isa_found() in ("avx512", "avx512_bf16")
+
+
+def test_bf16_products_are_found_where_torch_finds_them():
+    if hasattr(torch.cpu, "_is_avx512_bf16_supported") and "avx512_bf16" in _native.isa_built():
+        assert ("avx512_bf16" in AVAILABLE) == torch.cpu._is_avx512_bf16_supported()
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_bf16_sums_in_pairs_under_its_own_instruction_set_alone(name):
+    """2^-130 is a bfloat16, but denormal: the pair instruction takes it for zero, float32 arithmetic does not."""
+    _native.force_isa(name)
+    tiny = torch.full((1, 2), 2.0**-130, dtype=torch.bfloat16)
+    scale = torch.full((1, 2), 2.0**100, dtype=torch.bfloat16)
+    result = torchsmith.linear(tiny, scale).item()
+    assert result == (0.0 if name == "avx512_bf16" else 2.0**-29)
+    assert torchsmith.linear(tiny.float(), scale.float()).item() == 2.0**-29
 
 
 @pytest.mark.parametrize("name", AVAILABLE)
@@ -66,6 +83,18 @@ def test_force_and_undo(name):
     assert _native.isa_active() == name
     _native.force_isa(None)
     assert _native.isa_active() == before
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_bf16_results_are_rounded_to_nearest_even(name):
+    """1 + u ulp by a sum of two exact products, u = 0.75, 0.5, 1.5, 0.25: the contract's tolerance would pass a cut."""
+    _native.force_isa(name)
+    ulp = 2.0**-7
+    weight = torch.tensor(
+        [[1.0, 0.75 * ulp], [1.0, 0.5 * ulp], [1.0, 1.5 * ulp], [-1.0, -0.75 * ulp], [1.0, 0.25 * ulp]]
+    )
+    found = torchsmith.linear(torch.ones(1, 2, dtype=torch.bfloat16), weight.bfloat16())
+    assert found.tolist() == [[1 + ulp, 1.0, 1 + 2 * ulp, -1 - ulp, 1.0]]
 
 
 def test_force_reaches_every_thread():

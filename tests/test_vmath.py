@@ -49,6 +49,29 @@ def test_error_where_sigmoid_is_least_exact(isa):
         assert vector_math.ulps(vector_math.evaluate("sigmoid", x), vector_math._sigmoid(x.astype(float))).max() <= 2
 
 
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 60, reason="NumPy's long double is no wider than float64 here")
+@pytest.mark.parametrize("function", vector_math.FUNCTIONS)
+def test_float64_error(function, isa):
+    """Against NumPy in 80-bit floats: where the functions move, through overflow and underflow, and near zero."""
+    rng = np.random.default_rng(0)
+    small = np.geomspace(1e-310, 1, 50_000)
+    turns = [
+        s * t for s in (-1, 1) for t in (0.0, np.inf, 709.782712893384, 709.8, 745.13, 745.2, 0.625, 710, 746, 1e300)
+    ]
+    lines = (rng.normal(0, 1, 200_000), rng.uniform(-760, 760, 200_000), rng.uniform(-40, 40, 200_000), small, -small)
+    x = np.concatenate([np.array([np.nan, *turns]), *lines])
+    y = np.frombuffer(_native.vector_math(function, x), np.float64)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        exact = vector_math.FUNCTIONS[function](x.astype(np.longdouble))
+        rounded = exact.astype(np.float64)
+    finite = np.isfinite(rounded)
+    error = np.abs(y[finite].astype(np.longdouble) - exact[finite]) / np.spacing(np.abs(rounded[finite]))
+    assert error.max() <= LIMIT_ULP
+    assert ((y[~finite] == rounded[~finite]) | (np.isnan(y[~finite]) & np.isnan(rounded[~finite]))).all()
+    zero = finite & (rounded == 0)
+    assert (np.signbit(y[zero]) == np.signbit(rounded[zero])).all() and zero.any()
+
+
 def test_ends(isa):
     inf, nan = np.inf, np.nan
     assert same(at("exp", 0.0, -0.0, inf, -inf, nan, 89, -104, 1e30, -1e30), 1, 1, inf, 0, nan, inf, 0, inf, 0)
@@ -100,8 +123,8 @@ def test_takes_any_buffer_of_float32():
 def test_refuses_other_arguments():
     with pytest.raises(ValueError, match="'log' is not a vector function; allowed: 'exp', 'sigmoid', 'tanh'"):
         _native.vector_math("log", array.array("f", [1.0]))
-    with pytest.raises(TypeError, match="buffer of float32, got item format 'd'"):
-        _native.vector_math("exp", np.zeros(3))
+    with pytest.raises(TypeError, match="buffer of float32 or float64, got item format 'i'"):
+        _native.vector_math("exp", np.zeros(3, np.int32))
     with pytest.raises(TypeError, match="buffer of float32"):
         _native.vector_math("exp", b"\0\0\0\0")
     with pytest.raises(ValueError, match="contiguous"):

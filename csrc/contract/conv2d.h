@@ -25,7 +25,15 @@ struct Dims {
   int64_t OH, OW;          // output
   bool relu, pool;
   maxpool2d::Geometry window;  // of the pool over OH x OW, if pool
+  bool channels_last = false;  // x, y, g, dx are [N, H, W, channels]: only where depthwise_last
 };
+
+// One input channel a group and so few outputs that nothing is gained by sharing its loads. Sums of a window are one chain
+// of additions, which keeps its digits for some hundreds of cells.
+inline bool depthwise(const Dims& d) {
+  return !d.pool && d.G > 1 && d.C == d.G && d.K / d.G <= 2 && d.KH * d.KW <= 256;
+}
+inline bool depthwise_last(const Dims& d) { return depthwise(d) && d.K == d.G; }
 
 inline Dims dims(const int64_t (&x)[4], const int64_t (&w)[4], int64_t bias, int64_t SH, int64_t SW,
                  const int64_t (&pad)[4], int64_t DH, int64_t DW, int64_t G, bool relu) {

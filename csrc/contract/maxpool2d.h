@@ -2,7 +2,8 @@
 //
 // The position kh * KW + kw of the maximum is saved for backward, one byte where the window has at most 256 cells.
 // Ties take the first cell, a NaN wins and the last NaN's position counts, a window of -inf gives its first cell: as ATen.
-// Backward, in any order of windows by one thread a plane:  dx[cell at position] += g.
+// A dilated window may miss a small image altogether: it gives -inf, and its gradient goes nowhere.
+// Backward:  dx[cell at position] += g. Each cell of dx is summed by one thread, in an order that the sizes alone decide.
 #pragma once
 
 #include "check.h"
@@ -40,22 +41,25 @@ inline Geometry geometry(int64_t H, int64_t W, int64_t KH, int64_t KW, int64_t S
 
 inline bool byte_position(const Geometry& g) { return g.KH * g.KW <= 256; }
 
+// Two layouts: planes [N, C, H, W], or channels last [N, H, W, C]. y, position, g and dx have that of x.
 template <class T>
 struct Forward {
   Geometry d;
-  int64_t planes;  // N * C
-  const T* x;      // [planes, H, W]
-  T* y;            // [planes, OH, OW]
-  void* position;  // [planes, OH, OW], uint8 or int32 (byte_position)
+  int64_t N, C;
+  bool channels_last;
+  const T* x;
+  T* y;
+  void* position;  // of y's shape, uint8 or int32 (byte_position)
 };
 
 template <class T>
 struct Backward {
   Geometry d;
-  int64_t planes;
-  const T* g;            // [planes, OH, OW]
-  const void* position;  // [planes, OH, OW], uint8 or int32
-  T* dx;                 // [planes, H, W]
+  int64_t N, C;
+  bool channels_last;
+  const T* g;
+  const void* position;  // of g's shape, uint8 or int32
+  T* dx;
 };
 
 }  // namespace ts::maxpool2d

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "check.h"
+#include "types.h"
 
 namespace ts::sequence {
 
@@ -52,8 +53,8 @@ struct Forward {
   const T* dropout;           // [L - 1, rows, D * H], 0 or 1 / (1 - p); null: none
   T* y;                       // [rows, D * H], the last layer's states
   T* hn;                      // [L * D, B, H]
-  T* hidden;                  // [L - 1, rows, D * H], the other layers' states (before dropout)
-  T* gates;                   // gru: [L * D, rows, 4 * H] r, z, n, W_hn h + b_hn; null when no backward will come
+  Wide<T>* hidden;            // [L - 1, rows, D * H], the other layers' states (before dropout)
+  Wide<T>* gates;             // gru: [L * D, rows, 4 * H] r, z, n, W_hn h + b_hn; null when no backward will come
 };
 
 template <class T>
@@ -67,8 +68,8 @@ struct Backward {
   const Weights<T>* weights;
   const T* dropout;
   const T* y;
-  const T* hidden;
-  const T* gates;
+  const Wide<T>* hidden;
+  const Wide<T>* gates;
   T* gx;                              // [rows, I] or null
   T* ghx;                             // [L * D, B, H]
   const WeightGradients<T>* gweights;  // [L * D] or null

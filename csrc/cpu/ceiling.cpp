@@ -77,7 +77,7 @@ namespace {
 
 int64_t flops_of_a_turn() {
 #if defined(__x86_64__)
-  if (isa_active() == Isa::avx512) return avx512::flops_of_a_turn<float>();
+  if (isa_active() >= Isa::avx512) return avx512::flops_of_a_turn<float>();
   if (isa_active() == Isa::avx2) return avx2::flops_of_a_turn<float>();
 #endif
   return base::flops_of_a_turn<float>();

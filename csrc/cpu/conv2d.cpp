@@ -1,7 +1,10 @@
 // conv2d, +ReLU, +ReLU+maxpool on the CPU: an image at a time, expanded in width (conv_image.h). The pool runs over the
-// finished image while it is in cache. Backward: conv_weights.h, pooled conv_sparse.h. Formulas and shapes: contract/conv2d.h.
+// finished image while it is in cache. Backward: conv_weights.h, conv_phases.h,
+// pooled conv_sparse.h. Formulas and shapes: contract/conv2d.h.
 #include "../contract/conv2d.h"
 
+#include "conv_depthwise_last.h"
+#include "conv_phases.h"
 #include "conv_sparse.h"
 
 namespace ts {
@@ -14,17 +17,15 @@ namespace ts::TS_ISA {
 using conv2d::Dims;
 
 struct Sizes {  // what both directions compute from the dims
-  int64_t Cg, Kg, window, cells, result;
+  int64_t Cg, Kg, area, window, cells, result;
   explicit Sizes(const Dims& d)
-      : Cg(d.C / d.G), Kg(d.K / d.G), window(Cg * d.KH * d.KW), cells(d.OH * d.OW),
+      : Cg(d.C / d.G), Kg(d.K / d.G), area(d.KH * d.KW), window(Cg * area), cells(d.OH * d.OW),
         result(d.pool ? d.window.OH * d.window.OW : cells) {}
 };
 
-TS_INLINE Expansion input_expansion(const Dims& d) {
-  return {d.C, d.H, d.W, d.PT, d.PL, 1, 1, d.KH, d.KW, d.DH, d.DW, d.SH, d.SW, d.OH, d.OW};
-}
-TS_INLINE Expansion gradient_expansion(const Dims& d) {  // of dL/dy, whose windows are the flipped ones
-  return {d.K, d.OH, d.OW, d.DH * (d.KH - 1) - d.PT, d.DW * (d.KW - 1) - d.PL, d.SH, d.SW, d.KH, d.KW, d.DH, d.DW, 1, 1, d.H, d.W};
+// Expansions of `planes` planes: the channels, or with pairs of channels half as many.
+TS_INLINE Expansion input_expansion(const Dims& d, int64_t planes) {
+  return {planes, d.H, d.W, d.PT, d.PL, d.KH, d.KW, d.DH, d.DW, d.SH, d.SW, d.OH, d.OW};
 }
 
 // Images a thread, or all of them on one where a single image is work enough to be split inside.
@@ -34,35 +35,46 @@ TS_INLINE int64_t images_a_thread(const Dims& d, const Sizes& s) {
 }
 
 template <class T>
-void pool_image(const Dims& d, const Sizes& s, const T* image, T* y, void* position, int64_t first_plane) {
+void pool_image(const Dims& d, const Sizes& s, const Wide<T>* image, T* y, void* position, int64_t first_plane) {
+  using W = Wide<T>;
   for (int64_t k = 0; k < d.K; ++k) {
     const int64_t at = (first_plane + k) * s.result;
+    W* result = wide_room(y + at, s.result, Slot::wide);
     if (maxpool2d::byte_position(d.window))
-      pool_plane<T, uint8_t>(d.window, image + k * s.cells, d.OW, y + at, static_cast<uint8_t*>(position) + at);
+      pool_plane<W, uint8_t>(d.window, image + k * s.cells, d.OW, result, static_cast<uint8_t*>(position) + at);
     else
-      pool_plane<T, int32_t>(d.window, image + k * s.cells, d.OW, y + at, static_cast<int32_t*>(position) + at);
+      pool_plane<W, int32_t>(d.window, image + k * s.cells, d.OW, result, static_cast<int32_t*>(position) + at);
+    rounded(y + at, result, s.result);
   }
 }
 
 template <class T>
 void conv2d_forward(const conv2d::Forward<T>& p) {
+  if constexpr (kPair<T> == 1) {  // depthwise runs in full width: nothing is summed over channels
+    if (p.d.channels_last) return depthwise_last_forward<T>(p);
+    if (conv2d::depthwise(p.d)) return depthwise_forward<T>(p);
+  }
   const Dims d = p.d;
   const Sizes s(d);
-  const Expansion e = input_expansion(d);
-  T* packed = scratch<T>(Slot::transposed, d.K * s.window);
+  const int64_t planes = lanes_of<T>(s.Cg), depth = planes * s.area;
+  const Expansion e = input_expansion(d, d.G * planes);
+  Lane<T>* packed = scratch<Lane<T>>(Slot::transposed, d.K * depth);
   for (int64_t g = 0; g < d.G; ++g)
-    pack_weights<T>(packed + g * s.Kg * s.window, s.Kg, s.window, p.w + g * s.Kg * s.window);
-  int64_t* offset = scratch<int64_t>(Slot::cells, s.window);
-  e.offsets(offset, s.Cg);
+    pack_weights<T>(packed + g * s.Kg * depth, s.Kg, s.Cg, s.area, p.w + g * s.Kg * s.window);
+  int64_t* offset = scratch<int64_t>(Slot::cells, depth);
+  e.offsets(offset, planes);
   parallel(d.N, images_a_thread(d, s), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      const T* x = expanded<T>(p.x + n * d.C * d.H * d.W, 1, e, Slot::image);
-      T* y = d.pool ? scratch<T>(Slot::pixels, d.K * s.cells) : p.y + n * d.K * s.cells;
-      for (int64_t g = 0; g < d.G; ++g)
-        ImageProduct<T>{x + g * s.Cg * d.KW * e.plane(), offset, s.Kg, s.window, s.cells,
-                        packed + g * s.Kg * s.window, p.bias ? p.bias + g * s.Kg : nullptr, d.relu}
-            .run(y + g * s.Kg * s.cells);
-      if (d.pool) pool_image<T>(d, s, y, p.y, p.position, n * d.K);
+      const Lane<T>* x = lane_planes<T>(p.x + n * d.C * d.H * d.W, d.G, s.Cg, d.H * d.W, Slot::planes);
+      x = expanded<Lane<T>>(x, 1, e, Slot::image);
+      Wide<T>* image = d.pool ? scratch<Wide<T>>(Slot::pixels, d.K * s.cells) : nullptr;
+      for (int64_t g = 0; g < d.G; ++g) {
+        const ImageProduct<T> product{x + g * planes * d.KW * e.plane(), offset, s.Kg, depth, s.cells,
+                                      packed + g * s.Kg * depth, p.bias ? p.bias + g * s.Kg : nullptr, d.relu};
+        if (d.pool) product.run(image + g * s.Kg * s.cells);
+        else product.run(p.y + (n * d.K + g * s.Kg) * s.cells);
+      }
+      if (d.pool) pool_image<T>(d, s, image, p.y, p.position, n * d.K);
     }
   });
 }
@@ -70,69 +82,46 @@ void conv2d_forward(const conv2d::Forward<T>& p) {
 // The gradient of image n at the convolution's own output, [K, cells]: unpooled and masked.
 template <class T>
 void image_gradient(const conv2d::Backward<T>& p, const Sizes& s, int64_t n, T* to) {
+  using W = Wide<T>;
   const Dims& d = p.d;
-  const T *g = p.g + n * d.K * s.result, *y = p.y ? p.y + n * d.K * s.result : nullptr;
   for (int64_t k = 0; k < d.K && d.pool; ++k) {
-    const int64_t at = (n * d.K + k) * s.result, o = k * s.result;
+    const int64_t at = (n * d.K + k) * s.result;
+    const W *g = widened(p.g + at, s.result, Slot::planes), *y = p.y ? widened(p.y + at, s.result, Slot::pairs) : nullptr;
+    W* plane = wide_room(to + k * s.cells, s.cells, Slot::wide);
     if (maxpool2d::byte_position(d.window))
-      unpool_plane<T, uint8_t>(d.window, g + o, y ? y + o : y, static_cast<const uint8_t*>(p.position) + at,
-                               to + k * s.cells);
+      unpool_plane<W, uint8_t>(d.window, g, y, static_cast<const uint8_t*>(p.position) + at, plane);
     else
-      unpool_plane<T, int32_t>(d.window, g + o, y ? y + o : y, static_cast<const int32_t*>(p.position) + at,
-                               to + k * s.cells);
+      unpool_plane<W, int32_t>(d.window, g, y, static_cast<const int32_t*>(p.position) + at, plane);
+    rounded(to + k * s.cells, plane, s.cells);
   }
-  for (int64_t i = 0; i < d.K * s.cells && !d.pool; i += kLanes<T>) {
-    const int lanes = static_cast<int>(min_of<int64_t>(kLanes<T>, d.K * s.cells - i));
-    store_n<T>(to + i, relu_gradient<T>(load_n<T>(g + i, lanes), load_n<T>(y + i, lanes)), lanes);
-  }
-}
-
-// Weights for the data gradient: [g][c][k, kh, kw] with the window flipped, packed.
-template <class T>
-void flip_weights(const Dims& d, const Sizes& s, const T* w, T* packed) {
-  const int64_t area = d.KH * d.KW, depth = s.Kg * area;
-  T* flipped = scratch<T>(Slot::batch, s.Cg * depth);
-  for (int64_t g = 0; g < d.G; ++g) {
-    for (int64_t k = 0; k < s.Kg; ++k)
-      for (int64_t c = 0; c < s.Cg; ++c)
-        for (int64_t i = 0; i < area; ++i)
-          flipped[c * depth + k * area + i] = w[((g * s.Kg + k) * s.Cg + c) * area + area - 1 - i];
-    pack_weights<T>(packed + g * s.Cg * depth, s.Cg, depth, flipped);
-  }
-}
-
-// dx of one image: the flipped weights over the gradient with zeros inserted between its cells.
-template <class T>
-void data_gradient(const Dims& d, const Sizes& s, const T* g, const T* flipped, const int64_t* offset, T* dx) {
-  const Expansion e = gradient_expansion(d);
-  const T* expanded_g = expanded<T>(g, 1, e, Slot::image);
-  const int64_t depth = s.Kg * d.KH * d.KW;
-  for (int64_t group = 0; group < d.G; ++group)
-    ImageProduct<T>{expanded_g + group * s.Kg * d.KW * e.plane(), offset, s.Cg, depth, d.H * d.W,
-                    flipped + group * s.Cg * depth, nullptr, false}
-        .run(dx + group * s.Cg * d.H * d.W);
+  if (d.pool) return;
+  const T *g = p.g + n * d.K * s.cells, *y = p.y + n * d.K * s.cells;
+  for_vectors<W>(d.K * s.cells, [&](int64_t i, int lanes) {
+    store_wide(to + i, relu_gradient<W>(load_wide(g + i, lanes), load_wide(y + i, lanes)), lanes);
+  });
 }
 
 template <class T>
-void bias_gradient(const T* g, int64_t K, int64_t cells, T* sums) {
+void bias_gradient(const T* g, int64_t K, int64_t cells, Wide<T>* sums) {
+  using W = Wide<T>;
   for (int64_t k = 0; k < K; ++k) {
-    Vec<T> sum[2] = {};
-    for_vectors<T>(cells, [&](int64_t i, int n) { sum[i / kLanes<T> % 2] += load_some<T>(g + k * cells + i, n); });
-    sums[k] += sum_lanes<T>(sum[0] + sum[1]);
+    Vec<W> sum[2] = {};
+    for_vectors<W>(cells, [&](int64_t i, int n) { sum[i / kLanes<W> % 2] += load_wide(g + k * cells + i, n); });
+    sums[k] += sum_lanes<W>(sum[0] + sum[1]);
   }
 }
 
 struct Plan {  // of a backward pass: what every share of the images uses
   int64_t at_once, shares, share_size;  // images a group; shares of the batch; sums of a share: dw then db
-  const int64_t *offset, *flipped_offset;
+  const int64_t* offset;
 };
 
 // All gradients of images [begin, end), added to one share's sums; a group of images at a time stays in cache.
 template <class T>
 void backward_images(const conv2d::Backward<T>& p, const Sizes& s, const Plan& plan, int64_t begin, int64_t end,
-                     const T* flipped, T* sums) {
+                     const DataGradient<T>& data, Wide<T>* sums) {
   const Dims& d = p.d;
-  const Expansion e = input_expansion(d);
+  const Expansion e = input_expansion(d, d.C);
   const int64_t image = d.C * d.H * d.W, cells = d.K * s.cells;
   for (int64_t first = begin; first < end; first += plan.at_once) {
     const int64_t count = min_of(plan.at_once, end - first);
@@ -143,15 +132,17 @@ void backward_images(const conv2d::Backward<T>& p, const Sizes& s, const Plan& p
       g = to;
     }
     if (p.dw) {
-      const T* x = expanded<T>(p.x + first * image, count, e, Slot::batch);
+      const int64_t images = lanes_of<T>(count);
+      const Lane<T>* x = expanded<Lane<T>>(lane_planes<T>(p.x + first * image, 1, count, image, Slot::planes), images, e, Slot::batch);
+      const Lane<T>* lanes = lane_planes<T>(g, 1, count, cells, Slot::pairs);
       for (int64_t group = 0; group < d.G; ++group)
-        add_weight_gradient<T>(Taps<T>{g + group * s.Kg * s.cells, x + group * s.Cg * d.KW * e.plane(), cells, e.size(),
-                                       count, s.cells, plan.offset},
+        add_weight_gradient<T>(Taps<T>{lanes + group * s.Kg * s.cells, x + group * s.Cg * d.KW * e.plane(), cells, e.size(),
+                                       images, s.cells, plan.offset},
                                s.Kg, s.window, sums + group * s.Kg * s.window);
     }
     for (int64_t n = 0; n < count; ++n) {
       if (p.db) bias_gradient<T>(g + n * cells, d.K, s.cells, sums + d.K * s.window);
-      if (p.dx) data_gradient<T>(d, s, g + n * cells, flipped, plan.flipped_offset, p.dx + (first + n) * image);
+      if (p.dx) data.image(g + n * cells, p.dx + (first + n) * image);
     }
   }
 }
@@ -161,41 +152,73 @@ void backward_images(const conv2d::Backward<T>& p, const Sizes& s, const Plan& p
 template <class T>
 Plan plan_of(const Dims& d, const Sizes& s, const int64_t* offset) {
   const int64_t bytes = sizeof(T), share_size = d.K * s.window + d.K;
-  const int64_t image_bytes = bytes * (d.K * s.cells + input_expansion(d).size()) + 1;
-  const int64_t group = ceil_div(kGroupVectors, max_of<int64_t>(1, ceil_div(s.cells, kLanes<T>)));
-  const int64_t at_once = max_of<int64_t>(1, min_of(group, (int64_t{1} << 20) / image_bytes));
-  const int64_t most = max_of<int64_t>(1, (int64_t{8} << 20) / (bytes * share_size + 1));
+  const int64_t image_bytes = bytes * kPair<T> * (d.K * s.cells + input_expansion(d, d.C).size()) + 1;  // of a lane's images
+  const int64_t group = ceil_div(kGroupVectors, max_of<int64_t>(1, ceil_div(s.cells, kLanes<Wide<T>>)));
+  const int64_t at_once = kPair<T> * max_of<int64_t>(1, min_of(group, (int64_t{1} << 20) / image_bytes));
+  const int64_t most = max_of<int64_t>(1, (int64_t{8} << 20) / (sizeof(Wide<T>) * share_size + 1));
   const int64_t shares = min_of(min_of<int64_t>(16, most), max_of<int64_t>(1, d.N / at_once));
-  return {at_once, shares, share_size, offset, offset + s.window};
+  return {at_once, shares, share_size, offset};
+}
+
+// The sparse way is about which cells have a gradient, not about multiplying: for bf16 it runs in full width.
+template <class T>
+bool sparse_way(const conv2d::Backward<T>& p) {
+  if constexpr (kPair<T> == 1) {
+    return sparse_backward<T>(p);
+  } else {
+    using W = Wide<T>;
+    const Dims& d = p.d;
+    if (!d.relu || !SparseBackward<W>(d).pays()) return false;
+    const int64_t results = d.N * d.K * d.window.OH * d.window.OW, image = d.N * d.C * d.H * d.W, weights = d.K * d.C * d.KH * d.KW;
+    W* g = scratch<W>(Slot::wide, 2 * (results + image + weights) + d.K);
+    W *y = g + results, *x = y + results, *dx = x + image, *w = dx + image, *dw = w + weights, *db = dw + weights;
+    copy_as(g, p.g, results);
+    copy_as(y, p.y, results);
+    copy_as(x, p.x, image);
+    copy_as(w, p.w, weights);
+    if (!sparse_backward<W>({d, g, x, w, y, p.position, p.dx ? dx : nullptr, p.dw ? dw : nullptr, p.db ? db : nullptr})) return false;
+    if (p.dx) copy_as(p.dx, dx, image);
+    if (p.dw) copy_as(p.dw, dw, weights);
+    if (p.db) copy_as(p.db, db, d.K);
+    return true;
+  }
 }
 
 template <class T>
 void conv2d_backward(const conv2d::Backward<T>& p) {
-  if (sparse_backward<T>(p)) return;
+  using W = Wide<T>;
+  if constexpr (kPair<T> == 1) {  // depthwise runs in full width: nothing is summed over channels
+    if (p.d.channels_last) return depthwise_last_backward<T>(p);
+    if (conv2d::depthwise(p.d)) return depthwise_backward<T>(p);
+  }
+  if (sparse_way<T>(p)) return;
   const Dims d = p.d;
   const Sizes s(d);
-  int64_t* offset = scratch<int64_t>(Slot::cells, s.window + s.Kg * d.KH * d.KW);
-  input_expansion(d).offsets(offset, s.Cg);
-  gradient_expansion(d).offsets(offset + s.window, s.Kg);
+  const int64_t planes = lanes_of<T>(s.Kg);  // of the gradient, for dx
+  int64_t* offset = scratch<int64_t>(Slot::cells, s.window + planes * s.area);
+  input_expansion(d, d.C).offsets(offset, s.Cg);
   const Plan plan = plan_of<T>(d, s, offset);
-  T* flipped = p.dx ? scratch<T>(Slot::transposed, d.K * s.window) : nullptr;
-  if (p.dx) flip_weights<T>(d, s, p.w, flipped);
-  T* partial = scratch<T>(Slot::partial, plan.shares * plan.share_size);
-  std::memset(partial, 0, sizeof(T) * plan.shares * plan.share_size);
+  Dims of_data = d;
+  if (!p.dx) of_data.H = 0;  // no phases, nothing to pack
+  const DataGradient<T> data(of_data, p.w, scratch<Lane<T>>(Slot::transposed, d.C * planes * s.area), offset + s.window);
+  W* partial = scratch<W>(Slot::partial, plan.shares * plan.share_size);
+  std::memset(partial, 0, sizeof(W) * plan.shares * plan.share_size);
   const int64_t grain = plan.shares < threads() ? plan.shares : ceil_div(images_a_thread(d, s) * plan.shares, max_of<int64_t>(1, d.N));
   parallel(plan.shares, grain, [&](int64_t begin, int64_t end) {
+    const int64_t images = lanes_of<T>(d.N);  // whole pairs to a share
     for (int64_t share = begin; share < end; ++share)
-      backward_images<T>(p, s, plan, d.N * share / plan.shares, d.N * (share + 1) / plan.shares, flipped,
+      backward_images<T>(p, s, plan, kPair<T> * (images * share / plan.shares),
+                         min_of(d.N, kPair<T> * (images * (share + 1) / plan.shares)), data,
                          partial + share * plan.share_size);
   });
   for (int64_t share = 1; share < plan.shares; ++share)
     for (int64_t i = 0; i < plan.share_size; ++i) partial[i] += partial[share * plan.share_size + i];
-  if (p.dw) std::memcpy(p.dw, partial, sizeof(T) * d.K * s.window);
-  if (p.db) std::memcpy(p.db, partial + d.K * s.window, sizeof(T) * d.K);
+  if (p.dw) copy_as(p.dw, partial, d.K * s.window);
+  if (p.db) copy_as(p.db, partial + d.K * s.window, d.K);
 }
 
-TS_INSTANTIATE(conv2d_forward, conv2d::Forward)
-TS_INSTANTIATE(conv2d_backward, conv2d::Backward)
+TS_INSTANTIATE_BF16(conv2d_forward, conv2d::Forward)
+TS_INSTANTIATE_BF16(conv2d_backward, conv2d::Backward)
 }  // namespace ts::TS_ISA
 
 #ifdef TS_GLUE
@@ -233,15 +256,16 @@ std::tuple<Tensor, Tensor> conv2d_forward(const Tensor& input, const Tensor& wei
                                           const Ints& pool) {
   check_types("conv2d", input, weight, bias);
   const auto type = input.scalar_type();
-  const conv2d::Dims d = dims_of(sizes_of(input), weight, size_of_bias(bias), stride, padding,
-                                 dilation, groups, relu, pool);
-  const Tensor x = operand(input, type), w = operand(weight, type);
-  const Maybe b = operand(bias, type);
+  conv2d::Dims d = dims_of(sizes_of(input), weight, size_of_bias(bias), stride, padding, dilation, groups, relu, pool);
+  d.channels_last = is_channels_last(input) && conv2d::depthwise_last(d);
+  const auto c = conv2d::depthwise(d) ? compute_type(type) : kernel_type(type);
+  const Tensor x = operand(input, c, d.channels_last), w = operand(weight, c);
+  const Maybe b = operand(bias, c);
   const Ints sizes = result_size(d);
-  const Tensor y = empty(sizes, compute_type(type));
+  const Tensor y = empty(sizes, c, d.channels_last);
   const bool byte = d.pool && maxpool2d::byte_position(d.window);
   const Tensor position = empty(d.pool ? sizes : Ints{0}, byte || !d.pool ? ScalarType::Byte : ScalarType::Int);
-  with_type(type, [&]<class T>(T) {
+  with_kernel_type(c, [&]<class T>(T) {
     const conv2d::Forward<T> p{d, in<T>(x), in<T>(w), in<T>(b), out<T>(y), position.mutable_data_ptr()};
     TS_CALL(conv2d_forward<T>, p);
   });
@@ -254,18 +278,21 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, const Ten
                                                    const Ints& padding, const Ints& dilation, int64_t groups, bool relu,
                                                    const Ints& pool, bool need_input, bool need_weight, bool need_bias) {
   check_types("conv2d", input, grad, weight, output);
-  const auto type = input.scalar_type(), c = compute_type(type);
-  const conv2d::Dims d = dims_of(sizes_of(input), weight, -1, stride, padding, dilation, groups, relu, pool);
+  const auto type = input.scalar_type();
+  conv2d::Dims d = dims_of(sizes_of(input), weight, -1, stride, padding, dilation, groups, relu, pool);
   require(sizes_of(grad) == result_size(d), "conv2d: the gradient does not have the output's shape");
   require(!relu || (output.has_value() && output->numel() == grad.numel()), "conv2d: relu needs the output");
   require(!d.pool || (position.has_value() && position->numel() == grad.numel()), "conv2d: pool needs the positions");
-  const Tensor g = operand(grad, type), x = operand(input, type), w = operand(weight, type);
-  const Maybe y = operand(output, type);
+  d.channels_last = is_channels_last(input) && conv2d::depthwise_last(d);
+  const auto c = conv2d::depthwise(d) ? compute_type(type) : kernel_type(type);
+  const Tensor g = operand(grad, c, d.channels_last), x = operand(input, c, d.channels_last);
+  const Tensor w = operand(weight, c);
+  const Maybe y = relu ? Maybe(operand(*output, c, d.channels_last)) : std::nullopt;
   const Maybe at = d.pool ? Maybe(dense(*position)) : std::nullopt;
-  const Tensor dx = empty(need_input ? sizes_of(input) : Ints{0}, c);
+  const Tensor dx = need_input ? empty(sizes_of(input), c, d.channels_last) : empty(Ints{0}, c);
   const Tensor dw = empty(need_weight ? sizes_of(weight) : Ints{0}, c);
   const Tensor db = empty(need_bias ? Ints{d.K} : Ints{0}, c);
-  with_type(type, [&]<class T>(T) {
+  with_kernel_type(c, [&]<class T>(T) {
     const conv2d::Backward<T> p{d,
                                 in<T>(g),
                                 in<T>(x),

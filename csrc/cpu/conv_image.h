@@ -8,25 +8,27 @@
 // image instead of im2col's KH * KW / (SH * SW), and nothing at all for a 1 x 1 window.
 #pragma once
 
+#include "conv_lanes.h"
 #include "gemm.h"
 #include "pool.h"
 
 namespace ts::TS_ISA {
 
-// Geometry of an expansion. `insert` zeros stand between source cells (the data gradient of a strided convolution).
+// ceil_div for a stride, which mostly is 1: a division for every plane and window column would cost as much as small planes.
+TS_INLINE int64_t steps_of(int64_t cells, int64_t stride) { return stride == 1 ? cells : ceil_div(cells, stride); }
+
+// Geometry of an expansion.
 struct Expansion {
   int64_t C, H, W;          // source planes
   int64_t top, left;        // padding before the first row and column (negative: source rows to drop)
-  int64_t insert_h, insert_w;
   int64_t KH, KW, DH, DW, SH, SW;
   int64_t OH, OW;           // output cells
-  int64_t phase_rows() const { return ceil_div((OH - 1) * SH + (KH - 1) * DH + 1, SH); }
+  int64_t phase_rows() const { return steps_of((OH - 1) * SH + (KH - 1) * DH + 1, SH); }
   int64_t plane() const { return SH * phase_rows() * OW; }
   int64_t size() const { return C * KW * plane(); }
   // Whether the source itself already is its expansion.
   bool trivial() const {
-    return KH == 1 && KW == 1 && SH == 1 && SW == 1 && insert_h == 1 && insert_w == 1 && top == 0 && left == 0 &&
-           OH == H && OW == W;
+    return KH == 1 && KW == 1 && SH == 1 && SW == 1 && top == 0 && left == 0 && OH == H && OW == W;
   }
   // Where window cell (c, kh, kw) of output cell 0 lies; `channels` of them.
   void offsets(int64_t* at, int64_t channels) const {
@@ -37,30 +39,24 @@ struct Expansion {
   }
 };
 
-// The cells of a row that one window column meets: to[ow] = row[(ow * stride + shift) / insert] for ow in [begin, end), else 0.
+// The cells of a row that one window column meets: to[ow] = row[ow * stride + shift] for ow in [begin, end), else 0.
 struct Column {
   int64_t shift, begin, end;
   Column(const Expansion& e, int64_t kw) : shift(kw * e.DW - e.left) {
-    begin = min_of(e.OW, shift >= 0 ? 0 : ceil_div(-shift, e.SW));
-    end = max_of(begin, min_of(e.OW, e.W - shift <= 0 ? int64_t(0) : ceil_div(e.W - shift, e.SW)));
+    begin = min_of(e.OW, shift >= 0 ? 0 : steps_of(-shift, e.SW));
+    end = max_of(begin, min_of(e.OW, e.W - shift <= 0 ? int64_t(0) : steps_of(e.W - shift, e.SW)));
   }
 };
 
 template <class T>
 TS_INLINE void expand_row(T* to, const T* row, const Expansion& e, const Column& column) {
   constexpr int L = kLanes<T>;
-  if (e.insert_w > 1) {  // its stride is 1
-    std::memset(to, 0, sizeof(T) * e.OW);
-    for (int64_t w = max_of<int64_t>(0, ceil_div(column.shift, e.insert_w)); w < e.W && w * e.insert_w - column.shift < e.OW; ++w)
-      to[w * e.insert_w - column.shift] = row[w];
-  } else {
-    for (int64_t i = 0; i < column.begin; ++i) to[i] = T(0);
-    for (int64_t i = column.begin; i < column.end; i += L) {
-      const int n = static_cast<int>(min_of<int64_t>(L, column.end - i));
-      store_some<T>(to + i, load_strided<T>(row + i * e.SW + column.shift, e.SW, n), n);
-    }
-    for (int64_t i = column.end; i < e.OW; ++i) to[i] = T(0);
+  for (int64_t i = 0; i < column.begin; ++i) to[i] = T(0);
+  for (int64_t i = column.begin; i < column.end; i += L) {
+    const int n = static_cast<int>(min_of<int64_t>(L, column.end - i));
+    store_some<T>(to + i, load_strided<T>(row + i * e.SW + column.shift, e.SW, n), n);
   }
+  for (int64_t i = column.end; i < e.OW; ++i) to[i] = T(0);
 }
 
 // Zeros in whole vectors, up to one beyond the end: memory that is written next, or slack. memset's call costs more here.
@@ -70,7 +66,7 @@ TS_INLINE T* zero_cells(T* to, int64_t count) {
   return to + count;
 }
 
-// Stride 1, nothing inserted: whole vectors by masks that hold for every row; what is stored beyond OW the next row overwrites.
+// Stride 1: whole vectors by masks that hold for every row; what is stored beyond OW the next row overwrites.
 template <class T>
 T* expand_plain(T* to, const T* plane, const Expansion& e, const Column& column) {
   constexpr int L = kLanes<T>;
@@ -94,10 +90,43 @@ T* expand_plain(T* to, const T* plane, const Expansion& e, const Column& column)
   return zero_cells<T>(to + bottom * e.OW, (rows - bottom) * e.OW);
 }
 
+#if defined(__AVX2__)
+// Output rows as long as the image's and shorter than a vector: the plane as one line, shifted, whole vectors across rows;
+// cells that a window column meets outside are left out by masks, which all channels share.
+constexpr int kMostMasks = 256;  // of all window columns together: 512 bytes on the stack
+template <class T>
+bool expand_lines(T* to, const T* x, const Expansion& e) {
+  constexpr int L = kLanes<T>;
+  const int64_t rows = e.phase_rows(), top = max_of<int64_t>(0, min_of(rows, e.top)), bottom = max_of(top, min_of(rows, e.H + e.top));
+  const int64_t cells = (bottom - top) * e.W, vectors = ceil_div(cells, L);
+  if (e.OW != e.W || e.W > L || vectors * e.KW > kMostMasks) return false;
+  uint16_t masks[kMostMasks + 1] = {};  // and one for what is shifted out of the last, which is nothing
+  for (int64_t kw = 0; kw < e.KW; ++kw) {
+    const Column column(e, kw);
+    for (int64_t i = column.begin; i < cells; i += e.W) {  // a row's cells lie in at most two vectors
+      const unsigned run = ((1u << (column.end - column.begin)) - 1) << i % L;
+      masks[kw * vectors + i / L] |= static_cast<uint16_t>(run & ((1u << L) - 1));
+      masks[kw * vectors + i / L + 1] |= static_cast<uint16_t>(run >> L);
+    }
+  }
+  for (int64_t c = 0; c < e.C; ++c)
+    for (int64_t kw = 0; kw < e.KW; ++kw) {
+      const T* from = x + c * e.H * e.W + (top - e.top) * e.W + kw * e.DW - e.left;
+      to = zero_cells<T>(to, top * e.W);
+      for (int64_t j = 0; j < vectors; ++j) store<T>(to + j * L, load_masked<T>(from + j * L, masks[kw * vectors + j]));
+      to = zero_cells<T>(to + cells, (rows - bottom) * e.W);
+    }
+  return true;
+}
+#endif
+
 template <class T>
 void expand(T* to, const T* x, const Expansion& e) {
   const int64_t phase_rows = e.phase_rows();
-  if (e.SH == 1 && e.SW == 1 && e.insert_h == 1 && e.insert_w == 1) {
+  if (e.SH == 1 && e.SW == 1) {
+#if defined(__AVX2__)
+    if (expand_lines<T>(to, x, e)) return;
+#endif
     for (int64_t c = 0; c < e.C; ++c)
       for (int64_t kw = 0; kw < e.KW; ++kw) to = expand_plain<T>(to, x + c * e.H * e.W, e, Column(e, kw));
     return;
@@ -107,9 +136,8 @@ void expand(T* to, const T* x, const Expansion& e) {
       const Column column(e, kw);
       for (int64_t phase = 0; phase < e.SH; ++phase)
         for (int64_t q = 0; q < phase_rows; ++q, to += e.OW) {
-          const int64_t virtual_row = q * e.SH + phase - e.top;
-          const int64_t row = e.insert_h == 1 ? virtual_row : virtual_row / e.insert_h;
-          if (virtual_row < 0 || row >= e.H || row * e.insert_h != virtual_row) std::memset(to, 0, sizeof(T) * e.OW);
+          const int64_t row = q * e.SH + phase - e.top;
+          if (row < 0 || row >= e.H) std::memset(to, 0, sizeof(T) * e.OW);
           else expand_row<T>(to, x + (c * e.H + row) * e.W, e, column);
         }
     }
@@ -124,105 +152,124 @@ const T* expanded(const T* x, int64_t count, const Expansion& e, Slot slot) {
   return to;
 }
 
-// A matrix [M, K] packed once for many images: panels of panel_rows(M) rows, panel[k * rows + i].
+// Lanes [M, K] packed once for many images: panels of panel_rows(M) rows, panel[k * rows + i].
 template <class T>
-void pack_weights(T* to, int64_t M, int64_t K, const T* w) {
-  const int rows = panel_rows(M);
+void pack_lanes(Lane<T>* to, int64_t M, int64_t K, const Lane<T>* lanes) {
+  const int64_t rows = panel_rows(M);
   for (int64_t i = 0; i < M; i += rows)
-    LeftStrided<T>{w, K, 1}.panel(to + i * K, i, static_cast<int>(min_of<int64_t>(rows, M - i)), 0, K);
+    transpose_copy<Lane<T>>(to + i * K, min_of(rows, M - i), lanes + i * K, K, min_of(rows, M - i), K);
+}
+// Weights [M, channels, area] as such lanes.
+template <class T>
+void pack_weights(Lane<T>* to, int64_t M, int64_t channels, int64_t area, const T* w) {
+  pack_lanes<T>(to, M, lanes_of<T>(channels) * area, lane_planes<T>(w, M, channels, area, Slot::planes));
 }
 
 // R output channels x V vectors of output cells over the whole window: sum[i][v] += w[k][i] * e[offset[k] + cells of v].
 // `whole`: the last vector is full. Else it is loaded by lanes: what lies behind an image may not be read.
-template <class T, int R, int V, bool whole>
-void conv_tile(const T* e, const int64_t* offset, int64_t depth, const T* w, T* y, int64_t pitch, int columns,
+template <class T, class Y, int R, int V, bool whole>
+void conv_tile(const Lane<T>* e, const int64_t* offset, int64_t depth, const Lane<T>* w, Y* y, int64_t pitch, int columns,
                const T* bias, bool relu_at_end) {
-  constexpr int L = kLanes<T>;
+  using W = Wide<T>;
+  constexpr int L = kLanes<W>;
   const int rest = columns - (V - 1) * L;
-  T kept[R * V * L];  // the sums of earlier blocks: one chain of thousands of additions would lose digits
-  Vec<T> sum[R][V];
+  // The sums of earlier blocks: one chain of thousands of additions would lose digits.
+  W* const kept = depth > kSteps ? scratch<W>(Slot::sums, R * V * L) : nullptr;
   for (int64_t k = 0; k < depth;) {
-    const int64_t first = k, end = min_of(depth, k + kDepth);
-#pragma GCC unroll 16
-    for (int i = 0; i < R; ++i)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[i][v] = Vec<T>{};
+    const int64_t first = k, end = min_of(depth, k + kSteps);
+    Vec<W> sum[R][V] = {};  // of this block, and declared in it: else the compiler carries them from block to block in memory
     for (; k < end; ++k) {
-      const T* cells = e + offset[k];
-      Vec<T> x[V];
+      const Lane<T>* cells = e + offset[k];
+      Vec<Lane<T>> x[V];
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) x[v] = whole || v + 1 < V ? load<T>(cells + v * L) : load_n<T>(cells + v * L, rest);
+      for (int v = 0; v < V; ++v) x[v] = whole || v + 1 < V ? load<Lane<T>>(cells + v * L) : load_n<Lane<T>>(cells + v * L, rest);
 #pragma GCC unroll 16
       for (int i = 0; i < R; ++i) {
-        const Vec<T> wv = splat<T>(w[i]);
+        const Vec<Lane<T>> wv = splat<Lane<T>>(w[i]);
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sum[i][v] += wv * x[v];
+        for (int v = 0; v < V; ++v) sum[i][v] = multiply_add(sum[i][v], wv, x[v]);
       }
       w += R;
     }
-    if (first == 0 && end == depth) break;
-#pragma GCC unroll 16
-    for (int i = 0; i < R; ++i)
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) {
-        T* to = kept + (i * V + v) * L;
-        if (first > 0) sum[i][v] += load<T>(to);
-        if (end < depth) store<T>(to, sum[i][v]);
+    for (int v = 0; v < V; ++v)
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i) {
+        W* to = kept + (i * V + v) * L;
+        Vec<W> out = first > 0 ? sum[i][v] + load<W>(to) : sum[i][v];
+        if (end < depth) {
+          store<W>(to, out);
+          continue;
+        }
+        if (bias) out += splat<W>(widened(bias + i));
+        if (relu_at_end) out = relu<W>(out);
+        store_wide(y + i * pitch + v * L, out, whole || v + 1 < V ? L : rest);
       }
   }
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v)
-#pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) {
-      Vec<T> out = bias ? sum[i][v] + splat<T>(bias[i]) : sum[i][v];
-      if (relu_at_end) out = relu<T>(out);
-      if (whole || v + 1 < V) store<T>(y + i * pitch + v * L, out);
-      else store_n<T>(y + i * pitch + v * L, out, rest);
-    }
 }
 
-template <class T>
-using ConvTile = void (*)(const T*, const int64_t*, int64_t, const T*, T*, int64_t, int, const T*, bool);
+template <class T, class Y>
+using ConvTile = void (*)(const Lane<T>*, const int64_t*, int64_t, const Lane<T>*, Y*, int64_t, int, const T*, bool);
 
 // Few channels leave registers for more cells, and one chain of sums for each hides the latency of an FMA.
 constexpr int kFewRows = 3;
 TS_INLINE int vectors_at_once(int64_t M) { return M <= kFewRows ? 4 : 2; }
 
-template <class T, bool whole, int R = kRows>
-TS_INLINE ConvTile<T> conv_tile_for(int rows, int vectors) {
+template <class T, class Y, bool whole, int R = kRows>
+TS_INLINE ConvTile<T, Y> conv_tile_for(int rows, int vectors) {
   if constexpr (R == 0) return nullptr;
-  else if (rows != R) return conv_tile_for<T, whole, R - 1>(rows, vectors);
-  else if (vectors == 1) return conv_tile<T, R, 1, whole>;
-  else if (vectors == 2) return conv_tile<T, R, 2, whole>;
-  else if constexpr (R <= kFewRows) return vectors == 3 ? conv_tile<T, R, 3, whole> : conv_tile<T, R, 4, whole>;
+  else if (rows != R) return conv_tile_for<T, Y, whole, R - 1>(rows, vectors);
+  else if (vectors == 1) return conv_tile<T, Y, R, 1, whole>;
+  else if (vectors == 2) return conv_tile<T, Y, R, 2, whole>;
+  else if constexpr (R <= kFewRows) return vectors == 3 ? conv_tile<T, Y, R, 3, whole> : conv_tile<T, Y, R, 4, whole>;
   else return nullptr;
 }
 
-// y[M, cells] = w [M, depth] x windows of one expanded image (and group).
+// For a depth ordered window row by window row: leaves out rows that lie in the padding for a whole tile of cells.
+struct WindowRows {
+  int64_t OW = 0, top = 0, H = 0, KH = 0, DH = 1, depth = 0;  // depth of a window row, 0: none is left out
+  // The rows that cells [first, last] meet, at least one (of zeros).
+  void met(int64_t first, int64_t last, int64_t& begin, int64_t& end) const {
+    const int64_t high = top - last / OW, low = top + H - 1 - first / OW;
+    begin = high <= 0 ? 0 : min_of(KH, ceil_div(high, DH));
+    end = low < 0 ? 0 : min_of(KH, low / DH + 1);
+    if (begin >= end) begin = 0, end = 1;
+  }
+};
+
+// y[M, cells] = w [M, depth] x windows of one expanded image (and group); depth in lanes. Y is T or Wide<T>.
 template <class T>
 struct ImageProduct {
-  const T* e;
+  const Lane<T>* e;
   const int64_t* offset;  // [depth]
   int64_t M, depth, cells;
-  const T* packed;  // by pack_weights
+  const Lane<T>* packed;  // by pack_weights
   const T* bias;    // [M] or null
   bool relu;
+  WindowRows window = {};
 
-  void tiles(T* y, int64_t j, int64_t i_begin, int64_t i_end) const {
-    const int64_t width = vectors_at_once(M) * kLanes<T>, rows = panel_rows(M);
-    const int columns = static_cast<int>(min_of(width, cells - j)), vectors = (columns + kLanes<T> - 1) / kLanes<T>;
+  template <class Y>
+  void tiles(Y* y, int64_t j, int64_t i_begin, int64_t i_end) const {
+    constexpr int L = kLanes<Wide<T>>;
+    const int64_t width = vectors_at_once(M) * L, rows = panel_rows(M);
+    const int columns = static_cast<int>(min_of(width, cells - j)), vectors = (columns + L - 1) / L;
+    int64_t begin = 0, end = 1;
+    if (window.depth) window.met(j, j + columns - 1, begin, end);
+    const int64_t first = begin * window.depth, count = window.depth ? (end - begin) * window.depth : depth;
     for (int64_t i = i_begin; i < i_end; i += rows) {
       const int r = static_cast<int>(min_of(rows, M - i));
-      (columns % kLanes<T> ? conv_tile_for<T, false>(r, vectors) : conv_tile_for<T, true>(r, vectors))(
-          e + j, offset, depth, packed + i * depth, y + i * cells + j, cells, columns, bias ? bias + i : nullptr, relu);
+      (columns % L ? conv_tile_for<T, Y, false>(r, vectors) : conv_tile_for<T, Y, true>(r, vectors))(
+          e + j, offset + first, count, packed + i * depth + first * r, y + i * cells + j, cells, columns, bias ? bias + i : nullptr, relu);
     }
   }
 
-  void run(T* y) const {
-    const int64_t width = vectors_at_once(M) * kLanes<T>, panels = ceil_div(cells, width), rows = panel_rows(M);
+  template <class Y>
+  void run(Y* y) const {
+    const int64_t width = vectors_at_once(M) * kLanes<Wide<T>>, panels = ceil_div(cells, width), rows = panel_rows(M);
     const int64_t grain = kParallelWork / (depth * width * rows + 1) + 1;
-    // Weights beyond a share of the L2 cache are read once for all cells; smaller ones stay while the cells pass.
-    if (M * depth * static_cast<int64_t>(sizeof(T)) > (256 << 10)) {
+    // Weights beyond a share of the L2 cache, and larger than the image, are read once for all cells; others stay while
+    // the cells pass.
+    if (M * depth * static_cast<int64_t>(sizeof(Lane<T>)) > (256 << 10) && M > cells) {
       parallel(ceil_div(M, rows), grain, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
           for (int64_t j = 0; j < panels; ++j) tiles(y, j * width, i * rows, min_of(M, (i + 1) * rows));

@@ -1,6 +1,6 @@
 // The weight gradient of a convolution:  dw[r][s] = sum over images and output cells of g[r][cell] * e[offset[s] + cell].
 // Lanes are output cells of the expanded image (conv_image.h), so that no channel count wastes lanes; R x S sums stay in
-// registers over a group of images, and their lanes are summed once at the end.
+// registers over a group of images, and their lanes are summed once at the end. Of bf16 a lane is a pair of images.
 #pragma once
 
 #include "conv_image.h"
@@ -25,58 +25,60 @@ TS_INLINE Vec<T> sum_each(Vec<T> (&v)[kLanes<T>]) {
 }
 
 template <class T>
-struct Taps {  // a group of images: g [images][..][cells], e expanded; strides from image to image
-  const T *g, *e;
+struct Taps {  // a group of images, as lanes: g [images][..][cells], e expanded; strides from image to image
+  const Lane<T> *g, *e;
   int64_t g_image, e_image, images, cells;
   const int64_t* offset;
 };
 
 template <class T, int R, int S>
-void tap_tile(const Taps<T>& t, const T* g, const int64_t* offset, T* dw, int64_t dw_pitch) {
-  constexpr int L = kLanes<T>, kRounds = (R * S + L - 1) / L;
-  Vec<T> sum[R][S] = {};  // only ever indexed by constants: else it would live in memory
+void tap_tile(const Taps<T>& t, const Lane<T>* g, const int64_t* offset, Wide<T>* dw, int64_t dw_pitch) {
+  using W = Wide<T>;
+  using Cell = Lane<T>;
+  constexpr int L = kLanes<W>, kRounds = (R * S + L - 1) / L;
+  Vec<W> sum[R][S] = {};  // only ever indexed by constants: else it would live in memory
   const int rest = static_cast<int>(t.cells % L);
   for (int64_t n = 0; n < t.images; ++n, g += t.g_image) {
-    const T *at[S], *gn = g;
+    const Cell *at[S], *gn = g;
     for (int s = 0; s < S; ++s) at[s] = t.e + n * t.e_image + offset[s];
     int64_t j = 0;
     for (; j + L <= t.cells; j += L) {
-      Vec<T> gr[R];
+      Vec<Cell> gr[R];
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) gr[r] = load<T>(gn + r * t.cells + j);
+      for (int r = 0; r < R; ++r) gr[r] = load<Cell>(gn + r * t.cells + j);
 #pragma GCC unroll 8
       for (int s = 0; s < S; ++s) {
-        const Vec<T> x = load<T>(at[s] + j);
+        const Vec<Cell> x = load<Cell>(at[s] + j);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) sum[r][s] += gr[r] * x;
+        for (int r = 0; r < R; ++r) sum[r][s] = multiply_add(sum[r][s], gr[r], x);
       }
     }
     if (rest) {  // both sides by lanes: a 0 times what lies behind an image could be NaN
 #pragma GCC unroll 8
       for (int s = 0; s < S; ++s) {
-        const Vec<T> x = load_n<T>(at[s] + j, rest);
+        const Vec<Cell> x = load_n<Cell>(at[s] + j, rest);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) sum[r][s] += load_n<T>(gn + r * t.cells + j, rest) * x;
+        for (int r = 0; r < R; ++r) sum[r][s] = multiply_add(sum[r][s], load_n<Cell>(gn + r * t.cells + j, rest), x);
       }
     }
   }
-  Vec<T> spread[kRounds * L] = {};
+  Vec<W> spread[kRounds * L] = {};
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int s = 0; s < S; ++s) spread[r * S + s] = sum[r][s];
-  T flat[kRounds * L];
+  W flat[kRounds * L];
   for (int round = 0; round < kRounds; ++round) {
-    Vec<T> part[L];
+    Vec<W> part[L];
     std::memcpy(part, spread + round * L, sizeof part);
-    store<T>(flat + round * L, sum_each<T>(part));
+    store<W>(flat + round * L, sum_each<W>(part));
   }
   for (int r = 0; r < R; ++r)
     for (int s = 0; s < S; ++s) dw[r * dw_pitch + s] += flat[r * S + s];
 }
 
 template <class T>
-using TapTile = void (*)(const Taps<T>&, const T*, const int64_t*, T*, int64_t);
+using TapTile = void (*)(const Taps<T>&, const Lane<T>*, const int64_t*, Wide<T>*, int64_t);
 
 template <class T, int R, int S = kTile>
 TS_INLINE TapTile<T> tap_tile_taps(int taps) {
@@ -91,7 +93,7 @@ TS_INLINE TapTile<T> tap_tile_for(int rows, int taps) {
 
 // dw[channels][taps] += the sum over a group of images.
 template <class T>
-void add_weight_gradient(const Taps<T>& t, int64_t channels, int64_t taps, T* dw) {
+void add_weight_gradient(const Taps<T>& t, int64_t channels, int64_t taps, Wide<T>* dw) {
   if (channels == 0 || taps == 0) return;
   const int64_t S = ceil_div(taps, ceil_div(taps, kTile)), R = ceil_div(channels, ceil_div(channels, kTile));
   const int64_t grain = kParallelWork / (t.cells * t.images * S * channels + 1) + 1;

@@ -4,9 +4,12 @@
 // tile of rows x columns accumulates over a block of K. The packing reads through a "source", a small struct that knows how
 // to produce a panel: a strided matrix, its transpose, a masked gradient, an image seen as a matrix.
 // No sum is split between threads and the tiling depends on the sizes alone: results are bitwise the same for any number.
+//
+// T is the type of the product: its panels hold Lane<T> (bf16.h), `depth` counts elements and `steps` lanes along K. Sources
+// and C may be of T or of Wide<T>.
 #pragma once
 
-#include "simd.h"
+#include "bf16.h"
 
 namespace ts::TS_ISA {
 
@@ -17,9 +20,12 @@ constexpr int kRows = 14;
 constexpr int kRows = 6;
 #endif
 template <class T>
-constexpr int kColumns = 2 * kLanes<T>;
+constexpr int kColumns = 2 * kLanes<Wide<T>>;
 // A panel of B of this depth (256 x 32 floats) is 32 KB: half stays in a 32 KB L1 while the tiles of A pass over it.
-constexpr int64_t kDepth = 256;
+constexpr int64_t kSteps = 256;
+// Sums of bf16 that go on over a second block need float32 memory in between, so its blocks are longer.
+template <class T>
+constexpr int64_t kDepth = kPair<T> == 1 ? kSteps : 2048;
 // Columns packed at a time: 256 x 2048 floats are 2 MB, which the last-level cache holds for all cores.
 constexpr int64_t kWide = 2048;
 
@@ -51,6 +57,18 @@ struct LeftStrided {
     }
     return buffer;
   }
+  const int32_t* panel(int32_t* buffer, int64_t i0, int rows, int64_t k0, int64_t depth) const {
+    const T* src = a + i0 * row_stride + k0 * column_stride;
+    if (column_stride == 1) {
+      transpose_pairs(buffer, rows, src, row_stride, rows, depth);
+    } else {  // row_stride == 1
+      for (int64_t k = 0; k < depth; k += 2, src += 2 * column_stride)
+        for (int i = 0; i < rows; i += kLanes<int32_t>)
+          store<int32_t>(buffer + k / 2 * rows + i, zip_pairs(src + i, k + 1 < depth ? src + column_stride + i : nullptr,
+                                                              min_of(rows - i, kLanes<int32_t>)));
+    }
+    return buffer;
+  }
 };
 
 // A matrix b[k * row_stride + j * column_stride] as the right factor. A panel is panel[k * kColumns + j], zero beyond columns.
@@ -79,23 +97,39 @@ struct RightStrided {
           for (int j = 0; j < columns; ++j) buffer[k * W + j] = src[k * row_stride + j * column_stride];
     }
   }
+  void panel(int32_t* buffer, int64_t k0, int64_t depth, int64_t j0, int columns) const {
+    constexpr int W = kColumns<bf16>, L = W / 2;
+    const T* src = b + k0 * row_stride + j0 * column_stride;
+    if (column_stride == 1) {
+      const int low = min_of(columns, L), high = columns - low;
+      for (int64_t k = 0; k < depth; k += 2, src += 2 * row_stride, buffer += W) {
+        const T* next = k + 1 < depth ? src + row_stride : nullptr;
+        store<int32_t>(buffer, zip_pairs(src, next, low));
+        store<int32_t>(buffer + L, zip_pairs(src + L, next ? next + L : nullptr, high));
+      }
+    } else {  // row_stride == 1
+      if (columns < W) std::memset(buffer, 0, sizeof(int32_t) * W * lanes_of<bf16>(depth));
+      transpose_pairs(buffer, W, src, column_stride, columns, depth);
+    }
+  }
 };
 
-// One register tile: R rows, V vectors of columns (the last of which may be partly outside C), depth steps.
-template <class T, int R, int V>
-void tile(int64_t depth, const T* a, const T* b, T* c, int64_t ldc, int columns, const T* row_bias,
+// One register tile: R rows, V vectors of columns (the last of which may be partly outside C), a number of steps.
+template <class T, class C, int R, int V>
+void tile(int64_t steps, const Lane<T>* a, const Lane<T>* b, C* c, int64_t ldc, int columns, const T* row_bias,
           const T* column_bias, bool accumulate, bool relu_at_end) {
-  constexpr int L = kLanes<T>;
-  Vec<T> sum[R][V] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vec<T> bv[V];
+  using W = Wide<T>;
+  constexpr int L = kLanes<W>;
+  Vec<W> sum[R][V] = {};
+  for (int64_t k = 0; k < steps; ++k) {
+    Vec<Lane<T>> bv[V];
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) bv[v] = load<T>(b + v * L);
+    for (int v = 0; v < V; ++v) bv[v] = load<Lane<T>>(b + v * L);
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
-      const Vec<T> av = splat<T>(a[i]);
+      const Vec<Lane<T>> av = splat<Lane<T>>(a[i]);
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sum[i][v] += av * bv[v];
+      for (int v = 0; v < V; ++v) sum[i][v] = multiply_add(sum[i][v], av, bv[v]);
     }
     a += R;
     b += kColumns<T>;
@@ -103,106 +137,115 @@ void tile(int64_t depth, const T* a, const T* b, T* c, int64_t ldc, int columns,
 #pragma GCC unroll 2
   for (int v = 0; v < V; ++v) {
     const int n = v + 1 < V ? L : columns - v * L;
-    const Vec<T> cb = column_bias ? load_n<T>(column_bias + v * L, n) : Vec<T>{};
+    const Vec<W> cb = column_bias ? load_wide(column_bias + v * L, n) : Vec<W>{};
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
-      T* out = c + i * ldc + v * L;
-      Vec<T> y = sum[i][v];
-      if (accumulate) y += load_n<T>(out, n);
+      C* out = c + i * ldc + v * L;
+      Vec<W> y = sum[i][v];
+      if (accumulate) y += load_wide(out, n);
       if (column_bias) y += cb;
-      if (row_bias) y += splat<T>(row_bias[i]);
-      if (relu_at_end) y = relu<T>(y);
-      if (n == L) store<T>(out, y);
-      else store_n<T>(out, y, n);
+      if (row_bias) y += splat<W>(widened(row_bias + i));
+      if (relu_at_end) y = relu<W>(y);
+      store_wide(out, y, n);
     }
   }
 }
 
-template <class T>
-using Tile = void (*)(int64_t, const T*, const T*, T*, int64_t, int, const T*, const T*, bool, bool);
+template <class T, class C>
+using Tile = void (*)(int64_t, const Lane<T>*, const Lane<T>*, C*, int64_t, int, const T*, const T*, bool, bool);
 
-template <class T, int R = kRows>
-TS_INLINE Tile<T> tile_for(int rows, int vectors) {
+template <class T, class C, int R = kRows>
+TS_INLINE Tile<T, C> tile_for(int rows, int vectors) {
   if constexpr (R == 0) return nullptr;
-  else return rows == R ? (vectors == 1 ? tile<T, R, 1> : tile<T, R, 2>) : tile_for<T, R - 1>(rows, vectors);
+  else return rows == R ? (vectors == 1 ? tile<T, C, R, 1> : tile<T, C, R, 2>) : tile_for<T, C, R - 1>(rows, vectors);
 }
 
 // Rows of each panel of A: equal shares rather than full panels and a small rest.
 TS_INLINE int panel_rows(int64_t M) { return M == 0 ? 1 : static_cast<int>(ceil_div(M, ceil_div(M, kRows))); }
 
 // B of all K rows, packed once for many products (recurrent weights over the steps of a sequence).
-// Layout: for each block of kDepth rows, for each panel of kColumns columns, depth x kColumns.
+// Layout: for each block of kDepth rows, for each panel of kColumns columns, steps x kColumns.
 template <class T>
 struct RightPacked {
-  const T* data;
+  const Lane<T>* data;
   int64_t K, N;
-  static int64_t size(int64_t K, int64_t N) { return K * ceil_div(N, kColumns<T>) * kColumns<T>; }
+  static int64_t size(int64_t K, int64_t N) { return lanes_of<T>(K) * ceil_div(N, kColumns<T>) * kColumns<T>; }
   template <class Source>
-  static RightPacked pack(T* buffer, int64_t K, int64_t N, const Source& source) {
+  static RightPacked pack(Lane<T>* buffer, int64_t K, int64_t N, const Source& source) {
     const int64_t panels = ceil_div(N, kColumns<T>);
-    for (int64_t k0 = 0; k0 < K; k0 += kDepth) {
-      const int64_t depth = min_of(kDepth, K - k0);
+    for (int64_t k0 = 0; k0 < K; k0 += kDepth<T>) {
+      const int64_t depth = min_of(kDepth<T>, K - k0);
       for (int64_t p = 0; p < panels; ++p)
-        source.panel(buffer + (k0 * panels + p * depth) * kColumns<T>, k0, depth, p * kColumns<T>,
+        source.panel(buffer + (k0 / kPair<T> * panels + p * lanes_of<T>(depth)) * kColumns<T>, k0, depth, p * kColumns<T>,
                      static_cast<int>(min_of<int64_t>(kColumns<T>, N - p * kColumns<T>)));
     }
     return {buffer, K, N};
   }
 };
 
-// The tiles of one block of K: rows [i_begin, i_end) in panels of `rows`, over `panels` packed panels of B.
-template <class T, class Left>
-void gemm_block(const Left& left, int64_t i_begin, int64_t i_end, int rows, int64_t k0, int64_t depth, const T* packed,
-                int64_t j0, int64_t j_end, T* c, int64_t ldc, const Epilogue<T>& e, bool first, bool last) {
+// The tiles of one block of K: rows [i_begin, i_end) in panels of `rows`, over packed panels of B.
+template <class T, class C, class Left>
+void gemm_block(const Left& left, int64_t i_begin, int64_t i_end, int rows, int64_t k0, int64_t depth, const Lane<T>* packed,
+                int64_t j0, int64_t j_end, C* c, int64_t ldc, const Epilogue<T>& e, bool first, bool last) {
   constexpr int W = kColumns<T>;
-  T* buffer = scratch<T>(Slot::pack_a, rows * depth);
+  const int64_t steps = lanes_of<T>(depth);
+  Lane<T>* buffer = scratch<Lane<T>>(Slot::pack_a, rows * steps);
   for (int64_t i = i_begin; i < i_end; i += rows) {
     const int r = static_cast<int>(min_of<int64_t>(rows, i_end - i));
-    const T* a = left.panel(buffer, i, r, k0, depth);
-    const Tile<T> two = tile_for<T>(r, 2), one = tile_for<T>(r, 1);
+    const Lane<T>* a = left.panel(buffer, i, r, k0, depth);
+    const Tile<T, C> two = tile_for<T, C>(r, 2), one = tile_for<T, C>(r, 1);
     for (int64_t j = j0; j < j_end; j += W) {
       const int columns = static_cast<int>(min_of<int64_t>(W, j_end - j));
-      (columns > kLanes<T> ? two : one)(depth, a, packed + (j - j0) * depth, c + i * ldc + j, ldc, columns,
-                                        last && e.row_bias ? e.row_bias + i : nullptr,
-                                        last && e.column_bias ? e.column_bias + j : nullptr,
-                                        e.accumulate || !first, last && e.relu);
+      (columns > W / 2 ? two : one)(steps, a, packed + (j - j0) * steps, c + i * ldc + j, ldc, columns,
+                                    last && e.row_bias ? e.row_bias + i : nullptr,
+                                    last && e.column_bias ? e.column_bias + j : nullptr,
+                                    e.accumulate || !first, last && e.relu);
     }
   }
 }
 
 // What to do when K = 0: the epilogue alone.
-template <class T>
-void gemm_empty(int64_t M, int64_t N, T* c, int64_t ldc, const Epilogue<T>& e) {
+template <class T, class C>
+void gemm_empty(int64_t M, int64_t N, C* c, int64_t ldc, const Epilogue<T>& e) {
   for (int64_t i = 0; i < M; ++i)
     for (int64_t j = 0; j < N; ++j) {
-      T y = e.accumulate ? c[i * ldc + j] : T(0);
-      if (e.column_bias) y += e.column_bias[j];
-      if (e.row_bias) y += e.row_bias[i];
-      c[i * ldc + j] = e.relu && y < T(0) ? T(0) : y;
+      Wide<T> y = e.accumulate ? widened(c + i * ldc + j) : Wide<T>(0);
+      if (e.column_bias) y += widened(e.column_bias + j);
+      if (e.row_bias) y += widened(e.row_bias + i);
+      put(c + i * ldc + j, e.relu && y < Wide<T>(0) ? Wide<T>(0) : y);
     }
 }
 
 // Rows [i_begin, i_end), in panels of `rows`, and columns [j_begin, j_end) of C, on one thread.
-template <class T, class Left, class Right>
+template <class T, class C, class Left, class Right>
 void gemm_part(int64_t K, const Left& left, const Right& right, int64_t i_begin, int64_t i_end, int rows, int64_t j_begin,
-               int64_t j_end, T* c, int64_t ldc, const Epilogue<T>& e) {
+               int64_t j_end, C* c, int64_t ldc, const Epilogue<T>& e) {
   constexpr int W = kColumns<T>;
   for (int64_t j0 = j_begin; j0 < j_end; j0 += kWide) {
     const int64_t j1 = min_of(j_end, j0 + kWide);
-    T* packed = scratch<T>(Slot::pack_b, min_of(K, kDepth) * ceil_div(j1 - j0, W) * W);
-    for (int64_t k0 = 0; k0 < K; k0 += kDepth) {
-      const int64_t depth = min_of(kDepth, K - k0);
+    Lane<T>* packed = scratch<Lane<T>>(Slot::pack_b, lanes_of<T>(min_of(K, kDepth<T>)) * ceil_div(j1 - j0, W) * W);
+    for (int64_t k0 = 0; k0 < K; k0 += kDepth<T>) {
+      const int64_t depth = min_of(kDepth<T>, K - k0);
       for (int64_t j = j0; j < j1; j += W)
-        right.panel(packed + (j - j0) * depth, k0, depth, j, static_cast<int>(min_of<int64_t>(W, j1 - j)));
+        right.panel(packed + (j - j0) * lanes_of<T>(depth), k0, depth, j, static_cast<int>(min_of<int64_t>(W, j1 - j)));
       gemm_block<T>(left, i_begin, i_end, rows, k0, depth, packed, j0, j1, c, ldc, e, k0 == 0, k0 + depth == K);
     }
   }
 }
 
-template <class T, class Left, class Right>
-void gemm(int64_t M, int64_t N, int64_t K, const Left& left, const Right& right, T* c, int64_t ldc,
+template <class T, class C, class Left, class Right>
+void gemm(int64_t M, int64_t N, int64_t K, const Left& left, const Right& right, C* c, int64_t ldc,
           const Epilogue<T>& e) {
   if (M == 0 || N == 0) return;
+  if constexpr (sizeof(C) < sizeof(Wide<T>))
+    if (K > kDepth<T>) {  // more than one block: partial sums wait in full width
+      Wide<T>* sums = scratch<Wide<T>>(Slot::sums, M * N);
+      Epilogue<T> alone = e;
+      alone.accumulate = false;
+      gemm<T>(M, N, K, left, right, sums, N, alone);
+      for (int64_t i = 0; i < M; ++i) add_as(c + i * ldc, sums + i * N, N, e.accumulate);
+      return;
+    }
   if (K == 0) return gemm_empty<T>(M, N, c, ldc, e);
   constexpr int W = kColumns<T>;
   const int rows = panel_rows(M);
@@ -219,35 +262,36 @@ void gemm(int64_t M, int64_t N, int64_t K, const Left& left, const Right& right,
     });
 }
 
-// The same with B packed beforehand; serial: the caller splits the rows.
+// The same with B packed beforehand; serial: the caller splits the rows. C is Wide<T>.
 template <class T, class Left>
-void gemm_packed(int64_t M, const Left& left, const RightPacked<T>& right, T* c, int64_t ldc, const Epilogue<T>& e) {
+void gemm_packed(int64_t M, const Left& left, const RightPacked<T>& right, Wide<T>* c, int64_t ldc, const Epilogue<T>& e) {
   if (M == 0 || right.N == 0) return;
   if (right.K == 0) return gemm_empty<T>(M, right.N, c, ldc, e);
   const int64_t width = ceil_div(right.N, kColumns<T>) * kColumns<T>;
-  for (int64_t k0 = 0; k0 < right.K; k0 += kDepth) {
-    const int64_t depth = min_of(kDepth, right.K - k0);
-    gemm_block<T>(left, 0, M, panel_rows(M), k0, depth, right.data + k0 * width, 0, right.N, c, ldc, e, k0 == 0,
+  for (int64_t k0 = 0; k0 < right.K; k0 += kDepth<T>) {
+    const int64_t depth = min_of(kDepth<T>, right.K - k0);
+    gemm_block<T>(left, 0, M, panel_rows(M), k0, depth, right.data + k0 / kPair<T> * width, 0, right.N, c, ldc, e, k0 == 0,
                   k0 + depth == right.K);
   }
 }
 
 // sum[j] = sum over i of g[i, j]: a bias gradient. Four chains hide the latency of an addition.
-template <class T>
-void sum_rows(const T* g, int64_t rows, int64_t columns, T* sum) {
-  for (int64_t j = 0; j < columns; j += kLanes<T>) {
-    const int n = static_cast<int>(min_of<int64_t>(kLanes<T>, columns - j));
-    const T* at = g + j;
-    Vec<T> s0{}, s1{}, s2{}, s3{};
+template <class G, class S>
+void sum_rows(const G* g, int64_t rows, int64_t columns, S* sum) {
+  using W = Wide<S>;
+  for (int64_t j = 0; j < columns; j += kLanes<W>) {
+    const int n = static_cast<int>(min_of<int64_t>(kLanes<W>, columns - j));
+    const G* at = g + j;
+    Vec<W> s0{}, s1{}, s2{}, s3{};
     int64_t i = 0;
     for (; i + 4 <= rows; i += 4, at += 4 * columns) {
-      s0 += load_n<T>(at, n);
-      s1 += load_n<T>(at + columns, n);
-      s2 += load_n<T>(at + 2 * columns, n);
-      s3 += load_n<T>(at + 3 * columns, n);
+      s0 += load_wide(at, n);
+      s1 += load_wide(at + columns, n);
+      s2 += load_wide(at + 2 * columns, n);
+      s3 += load_wide(at + 3 * columns, n);
     }
-    for (; i < rows; ++i, at += columns) s0 += load_n<T>(at, n);
-    store_n<T>(sum + j, (s0 + s1) + (s2 + s3), n);
+    for (; i < rows; ++i, at += columns) s0 += load_wide(at, n);
+    store_wide(sum + j, (s0 + s1) + (s2 + s3), n);
   }
 }
 

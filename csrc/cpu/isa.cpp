@@ -20,8 +20,8 @@
 namespace ts {
 namespace {
 
-constexpr const char* kNames[] = {"base", "avx2", "avx512"};
-constexpr int kCount = 3;
+constexpr const char* kNames[] = {"base", "avx2", "avx512", "avx512_bf16"};
+constexpr int kCount = 4;
 constexpr int kNotForced = -1;
 
 constexpr bool built(Isa isa) {
@@ -32,6 +32,9 @@ constexpr bool built(Isa isa) {
 #endif
 #if defined(TS_BUILT_AVX512)
     case Isa::avx512: return true;
+#endif
+#if defined(TS_BUILT_AVX512_BF16)
+    case Isa::avx512_bf16: return true;
 #endif
     default: return false;
   }
@@ -44,12 +47,13 @@ bool machine_has(Isa isa) {
   __builtin_cpu_init();
   const bool avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   switch (isa) {
     case Isa::base: return true;
     case Isa::avx2: return avx2;
-    case Isa::avx512:
-      return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    case Isa::avx512: return avx512;
+    case Isa::avx512_bf16: return avx512 && __builtin_cpu_supports("avx512bf16");
   }
   return false;
 #else
@@ -158,6 +162,8 @@ const char* ts_registry() {
   for (const auto& row : rows) text += row.op + " " + row.backend + " " + row.dtypes + "\n";
   return text.c_str();
 }
+
+void ts_register(const char* op, const char* backend, const char* dtypes) { ts::Registered(op, backend, dtypes); }
 
 }  // extern "C"
 #endif  // TS_GLUE

@@ -1,4 +1,4 @@
-// linear, linear+ReLU on the CPU: three GEMMs with fused epilogues; dot products for a few rows. Formulas and shapes: contract/linear.h.
+// linear, linear+ReLU on the CPU: three GEMMs with fused epilogues; a few rows straight from W. Formulas and shapes: contract/linear.h.
 #include "../contract/linear.h"
 
 #include "gemm.h"
@@ -10,21 +10,22 @@ TS_DECLARE(linear_backward, linear::Backward)
 
 namespace ts::TS_ISA {
 
-// A few rows of x: dot products along K straight from W, R rows of W at a time. Packing W for a GEMM would read and write
-// it once more than the product itself reads it.
+// A few rows of x: straight from W, since packing W for a GEMM would read and write it once more than the product itself
+// reads it. Forward: dot products along K, R rows of W at a time.
 constexpr int64_t kFewRowsOfX = 4;
 
 template <class T, int M, int R>
 TS_INLINE void dot_rows(const linear::Forward<T>& p, int64_t n) {
-  constexpr int L = kLanes<T>;
+  using W = Wide<T>;
+  constexpr int L = kPair<T> * kLanes<W>;
   const int64_t K = p.d.K, N = p.d.N;
-  Vec<T> sum[M][R] = {};
-  const auto step = [&](int64_t k, int lanes) __attribute__((always_inline)) {
-    Vec<T> x[M];
-    for (int m = 0; m < M; ++m) x[m] = load_some<T>(p.x + m * K + k, lanes);
+  Vec<W> sum[M][R] = {};
+  const auto step = [&](int64_t k, int elements) __attribute__((always_inline)) {
+    Vec<Lane<T>> x[M];
+    for (int m = 0; m < M; ++m) x[m] = load_lanes(p.x + m * K + k, elements);
     for (int r = 0; r < R; ++r) {
-      const Vec<T> w = load_some<T>(p.w + (n + r) * K + k, lanes);
-      for (int m = 0; m < M; ++m) sum[m][r] += x[m] * w;
+      const Vec<Lane<T>> w = load_lanes(p.w + (n + r) * K + k, elements);
+      for (int m = 0; m < M; ++m) sum[m][r] = multiply_add(sum[m][r], x[m], w);
     }
   };
   int64_t k = 0;
@@ -32,8 +33,8 @@ TS_INLINE void dot_rows(const linear::Forward<T>& p, int64_t n) {
   if (k < K) step(k, static_cast<int>(K - k));
   for (int m = 0; m < M; ++m)
     for (int r = 0; r < R; ++r) {
-      const T y = sum_lanes<T>(sum[m][r]) + (p.bias ? p.bias[n + r] : T(0));
-      p.y[m * N + n + r] = p.d.relu && y < T(0) ? T(0) : y;
+      const W y = sum_lanes<W>(sum[m][r]) + (p.bias ? widened(p.bias + n + r) : W(0));
+      put(p.y + m * N + n + r, p.d.relu && y < W(0) ? W(0) : y);
     }
 }
 
@@ -49,62 +50,117 @@ void few_rows(const linear::Forward<T>& p) {
   });
 }
 
+// dx[m][k] = sum over n of g[m][n] w[n][k]: lanes and V vectors along K, so that W is read once, in whole lines, unpacked.
+template <class T, int M, int V>
+TS_INLINE void few_rows_dx_at(const linear::Backward<T>& p, const T* g, int64_t k, int lanes) {
+  using W = Wide<T>;
+  constexpr int L = kLanes<W>;
+  Vec<W> sum[M][V] = {};
+  for (int64_t n = 0; n < p.d.N; ++n)
+    for (int v = 0; v < V; ++v) {
+      const Vec<W> w = load_wide(p.w + n * p.d.K + k + v * L, lanes);
+      for (int m = 0; m < M; ++m) sum[m][v] += splat<W>(widened(g + m * p.d.N + n)) * w;
+    }
+  for (int m = 0; m < M; ++m)
+    for (int v = 0; v < V; ++v) store_wide(p.dx + m * p.d.K + k + v * L, sum[m][v], lanes);
+}
+
+template <class T, int M = kFewRowsOfX>
+void few_rows_dx(const linear::Backward<T>& p, const T* g) {
+  if constexpr (M > 1)
+    if (p.d.M < M) return few_rows_dx<T, M - 1>(p, g);
+  constexpr int L = kLanes<Wide<T>>, V = M <= 2 ? 4 : 2;  // at most 8 sums: base and AVX2 have 16 registers
+  const int64_t K = p.d.K;
+  parallel(ceil_div(K, V * L), kParallelWork / (V * L * M * p.d.N + 1) + 1, [&](int64_t begin, int64_t end) {
+    int64_t k = begin * V * L;
+    const int64_t stop = min_of(K, end * V * L);
+    for (; k + V * L <= stop; k += V * L) few_rows_dx_at<T, M, V>(p, g, k, L);
+    for (; k < stop; k += L) few_rows_dx_at<T, M, 1>(p, g, k, static_cast<int>(min_of<int64_t>(L, stop - k)));
+  });
+}
+
+// dw[n][k] = sum over m of g[m][n] x[m][k], written once.
+template <class T, int M = kFewRowsOfX>
+void few_rows_dw(const linear::Backward<T>& p, const T* g) {
+  if constexpr (M > 1)
+    if (p.d.M < M) return few_rows_dw<T, M - 1>(p, g);
+  using W = Wide<T>;
+  const int64_t K = p.d.K, N = p.d.N;
+  parallel(N, kParallelWork / (M * K + 1) + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      Vec<W> gn[M];
+      for (int m = 0; m < M; ++m) gn[m] = splat<W>(widened(g + m * N + n));
+      for_vectors<W>(K, [&](int64_t k, int lanes) {
+        Vec<W> sum = gn[0] * load_wide(p.x + k, lanes);
+        for (int m = 1; m < M; ++m) sum += gn[m] * load_wide(p.x + m * K + k, lanes);
+        store_wide(p.dw + n * K + k, sum, lanes);
+      });
+    }
+  });
+}
+
 template <class T>
 void linear_forward(const linear::Forward<T>& p) {
   const auto [M, K, N, relu] = p.d;
   if (M > 0 && M <= kFewRowsOfX) return few_rows<T>(p);
+  // Lanes run along N. Where a good part of them would lie beyond it, and not beyond M, y^T = W x^T wastes less than the
+  // transposing of y costs.
+  using W = Wide<T>;
+  const auto padded = [](int64_t n) { return ceil_div(n, kLanes<W>) * kLanes<W>; };
+  if (M > N && padded(N) * M * 4 > padded(M) * N * 5) {
+    W *yt = scratch<W>(Slot::transposed, M * N), *y = wide_room(p.y, M * N, Slot::wide);
+    gemm<T>(N, M, K, LeftStrided<T>{p.w, K, 1}, RightStrided<T>{p.x, 1, K}, yt, M, {.row_bias = p.bias, .relu = relu});
+    transpose_copy<W>(y, N, yt, M, N, M);
+    return rounded(p.y, y, M * N);
+  }
   gemm<T>(M, N, K, LeftStrided<T>{p.x, K, 1}, RightStrided<T>{p.w, 1, K}, p.y, N,
           {.column_bias = p.bias, .relu = relu});
 }
 
 template <class T>
 void linear_backward(const linear::Backward<T>& p) {
+  using W = Wide<T>;
   const auto [M, K, N, relu] = p.d;
   const T* g = p.g;
   if (relu) {
     T* masked = scratch<T>(Slot::gradient, M * N);
     parallel(M, max_of<int64_t>(1, kParallelWork / max_of<int64_t>(1, N)), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin * N; i < end * N; i += kLanes<T>) {
-        const int n = static_cast<int>(min_of<int64_t>(kLanes<T>, end * N - i));
-        store_n<T>(masked + i, relu_gradient<T>(load_n<T>(p.g + i, n), load_n<T>(p.y + i, n)), n);
+      for (int64_t i = begin * N; i < end * N; i += kLanes<W>) {
+        const int n = static_cast<int>(min_of<int64_t>(kLanes<W>, end * N - i));
+        store_wide(masked + i, relu_gradient<W>(load_wide(p.g + i, n), load_wide(p.y + i, n)), n);
       }
     });
     g = masked;
   }
-  if (p.dx) gemm<T>(M, K, N, LeftStrided<T>{g, N, 1}, RightStrided<T>{p.w, K, 1}, p.dx, K, {});
-  if (p.dw) gemm<T>(N, K, M, LeftStrided<T>{g, 1, N}, RightStrided<T>{p.x, K, 1}, p.dw, K, {});
-  if (p.db) sum_rows<T>(g, M, N, p.db);
+  const bool few = M > 0 && M <= kFewRowsOfX;
+  if (p.dx && few) few_rows_dx<T>(p, g);
+  else if (p.dx) gemm<T>(M, K, N, LeftStrided<T>{g, N, 1}, RightStrided<T>{p.w, K, 1}, p.dx, K, {});
+  if (p.dw && few) few_rows_dw<T>(p, g);
+  else if (p.dw) gemm<T>(N, K, M, LeftStrided<T>{g, 1, N}, RightStrided<T>{p.x, K, 1}, p.dw, K, {});
+  if (p.db) sum_rows(g, M, N, p.db);
 }
 
-TS_INSTANTIATE(linear_forward, linear::Forward)
-TS_INSTANTIATE(linear_backward, linear::Backward)
+TS_INSTANTIATE_BF16(linear_forward, linear::Forward)
+TS_INSTANTIATE_BF16(linear_backward, linear::Backward)
 }  // namespace ts::TS_ISA
 
 #ifdef TS_GLUE
+#include "../glue/linear.h"
 #include "glue.h"
 
 namespace ts {
 namespace {
 
-linear::Dims dims_of(const Tensor& input, const Tensor& weight, int64_t bias, bool relu) {
-  require(weight.dim() == 2, "linear: weight needs 2 dimensions, got " + std::to_string(weight.dim()));
-  require(input.dim() >= 1, "linear: input needs at least 1 dimension");
-  const int64_t features = input.size(input.dim() - 1);
-  int64_t rows = 1;
-  for (int64_t d = 0; d + 1 < input.dim(); ++d) rows *= input.size(d);
-  return linear::dims(rows, features, weight.size(0), weight.size(1), bias, relu);
-}
-
-Tensor linear_forward(const Tensor& input, const Tensor& weight, const Maybe& bias, bool relu) {
-  check_types("linear", input, weight, bias);
-  const auto type = input.scalar_type();
-  const linear::Dims d = dims_of(input, weight, size_of_bias(bias), relu);
-  const Tensor x = operand(input, type), w = operand(weight, type);
-  const Maybe b = operand(bias, type);
+// allow_tf32 concerns CUDA alone.
+Tensor linear_forward(const Tensor& input, const Tensor& weight, const Maybe& bias, bool relu, bool /*allow_tf32*/) {
+  const linear::Dims d = linear::forward_dims(input, weight, bias, relu);
+  const auto type = input.scalar_type(), c = kernel_type(type);
+  const Tensor x = operand(input, c), w = operand(weight, c);
+  const Maybe b = operand(bias, c);
   Ints sizes = sizes_of(input);
   sizes.back() = d.N;
-  const Tensor y = empty(sizes, compute_type(type));
-  with_type(type, [&]<class T>(T) {
+  const Tensor y = empty(sizes, c);
+  with_kernel_type(c, [&]<class T>(T) {
     const linear::Forward<T> p{d, in<T>(x), in<T>(w), in<T>(b), out<T>(y)};
     TS_CALL(linear_forward<T>, p);
   });
@@ -113,19 +169,15 @@ Tensor linear_forward(const Tensor& input, const Tensor& weight, const Maybe& bi
 
 std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                                    const Maybe& output, bool relu, bool need_input, bool need_weight,
-                                                   bool need_bias) {
-  check_types("linear", input, grad, weight, output);
-  const auto type = input.scalar_type();
-  const linear::Dims d = dims_of(input, weight, -1, relu);
-  require(grad.numel() == d.M * d.N, "linear: the gradient does not have the output's shape");
-  require(!relu || (output.has_value() && output->numel() == grad.numel()), "linear: relu needs the output");
-  const Tensor g = operand(grad, type), x = operand(input, type), w = operand(weight, type);
-  const Maybe y = operand(output, type);
-  const auto c = compute_type(type);
+                                                   bool need_bias, bool /*allow_tf32*/) {
+  const linear::Dims d = linear::backward_dims(grad, input, weight, output, relu);
+  const auto type = input.scalar_type(), c = kernel_type(type);
+  const Tensor g = operand(grad, c), x = operand(input, c), w = operand(weight, c);
+  const Maybe y = operand(output, c);
   const Tensor dx = empty(need_input ? sizes_of(input) : Ints{0}, c);
   const Tensor dw = empty(need_weight ? Ints{d.N, d.K} : Ints{0}, c);
   const Tensor db = empty(need_bias ? Ints{d.N} : Ints{0}, c);
-  with_type(type, [&]<class T>(T) {
+  with_kernel_type(c, [&]<class T>(T) {
     const linear::Backward<T> p{d,
                                 in<T>(g),
                                 in<T>(x),
@@ -143,9 +195,9 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Ten
 }  // namespace ts
 
 STABLE_TORCH_LIBRARY_FRAGMENT(torchsmith, m) {
-  m.def("linear_forward(Tensor input, Tensor weight, Tensor? bias, bool relu) -> Tensor");
+  m.def("linear_forward(Tensor input, Tensor weight, Tensor? bias, bool relu, bool allow_tf32=False) -> Tensor");
   m.def("linear_backward(Tensor grad, Tensor input, Tensor weight, Tensor? output, bool relu, bool need_input, "
-        "bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)");
+        "bool need_weight, bool need_bias, bool allow_tf32=False) -> (Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(torchsmith, CPU, m) {
   m.impl("linear_forward", TORCH_BOX(&ts::linear_forward));

@@ -12,26 +12,29 @@ namespace ts::TS_ISA {
 
 template <class T>
 struct RnnCell {
+  using W = Wide<T>;
   static constexpr int64_t kGates = 1;
   static constexpr bool kOneGradient = true;  // the gradients at W_ih x and at W_hh h are the same
   bool relu_;
 
-  void forward(int64_t rows, int64_t H, const T* xg, const T* hg, T* h, T* y, int64_t pitch, T*) const {
+  template <class Y>
+  void forward(int64_t rows, int64_t H, const W* xg, const W* hg, W* h, Y* y, int64_t pitch, W*) const {
     for (int64_t b = 0; b < rows; ++b)
-      for_vectors<T>(H, [&](int64_t i, int n) {
-        const Vec<T> a = load_some<T>(xg + b * H + i, n) + load_some<T>(hg + b * H + i, n);
-        const Vec<T> out = relu_ ? relu<T>(a) : tanh_vector(a);
-        store_some<T>(h + b * H + i, out, n);
-        store_some<T>(y + b * pitch + i, out, n);
+      for_vectors<W>(H, [&](int64_t i, int n) {
+        const Vec<W> a = load_wide(xg + b * H + i, n) + load_wide(hg + b * H + i, n);
+        const Vec<W> out = relu_ ? relu<W>(a) : tanh_vector(a);
+        store_wide(h + b * H + i, out, n);
+        store_wide(y + b * pitch + i, out, n);
       });
   }
 
-  void backward(int64_t rows, int64_t H, T* dh, const T*, const T* y, int64_t pitch, const T*, T* dxg, T*) const {
+  template <class Y>
+  void backward(int64_t rows, int64_t H, W* dh, const W*, const Y* y, int64_t pitch, const W*, W* dxg, W*) const {
     for (int64_t b = 0; b < rows; ++b)
-      for_vectors<T>(H, [&](int64_t i, int n) {
-        const Vec<T> g = load_some<T>(dh + b * H + i, n), out = load_some<T>(y + b * pitch + i, n);
-        store_some<T>(dxg + b * H + i, relu_ ? relu_gradient<T>(g, out) : g * (T(1) - out * out), n);
-        store_some<T>(dh + b * H + i, Vec<T>{}, n);
+      for_vectors<W>(H, [&](int64_t i, int n) {
+        const Vec<W> g = load_wide(dh + b * H + i, n), out = load_wide(y + b * pitch + i, n);
+        store_wide(dxg + b * H + i, relu_ ? relu_gradient<W>(g, out) : g * (W(1) - out * out), n);
+        store_wide(dh + b * H + i, Vec<W>{}, n);
       });
   }
 };
@@ -45,8 +48,8 @@ void rnn_backward(const sequence::Backward<T>& p) {
   sequence_backward<T>(p, RnnCell<T>{p.relu});
 }
 
-TS_INSTANTIATE(rnn_forward, sequence::Forward)
-TS_INSTANTIATE(rnn_backward, sequence::Backward)
+TS_INSTANTIATE_BF16(rnn_forward, sequence::Forward)
+TS_INSTANTIATE_BF16(rnn_backward, sequence::Backward)
 }  // namespace ts::TS_ISA
 
 #ifdef TS_GLUE

@@ -44,9 +44,9 @@ inline Batch batch_of(const Tensor& input, const Tensor& hx, const Maybe& batch_
   return b;
 }
 
-// Checks shapes and gives contiguous weights of the computing type, 4 (or 2 without bias) for each layer and direction.
+// Checks shapes and gives contiguous weights of the kernels' type, 4 (or 2 without bias) for each layer and direction.
 inline std::vector<Tensor> weights_of(const sequence::Dims& d, const std::vector<Tensor>& weights, int64_t gates,
-                                      ScalarType type) {
+                                      ScalarType type, ScalarType kernel) {
   const size_t each = d.bias ? 4 : 2;
   require(weights.size() == each * d.L * d.D, "weights: " + std::to_string(each * d.L * d.D) + " tensors needed, got " +
                                                   std::to_string(weights.size()));
@@ -60,7 +60,7 @@ inline std::vector<Tensor> weights_of(const sequence::Dims& d, const std::vector
                                           : Ints{gates * d.H};
     require(sizes_of(w) == expected, "weights: tensor " + std::to_string(i) + " has the wrong shape");
     require(w.scalar_type() == type, "weights: all arguments need one dtype");
-    out.push_back(operand(w, type));
+    out.push_back(operand(w, kernel));
   }
   return out;
 }
@@ -74,7 +74,7 @@ std::vector<sequence::Weights<T>> pointers(const sequence::Dims& d, const std::v
   return p;
 }
 
-// hidden [L - 1, rows, D * H] then gates [L * D, rows, 4 * H]: what backward needs beside inputs and outputs.
+// In full width: hidden [L - 1, rows, D * H] then gates [L * D, rows, 4 * H]: what backward needs beside inputs and outputs.
 inline int64_t hidden_count(const sequence::Dims& d) { return (d.L - 1) * d.rows * d.D * d.H; }
 inline int64_t gates_count(const sequence::Dims& d) { return d.L * d.D * d.rows * 4 * d.H; }
 
@@ -83,25 +83,25 @@ std::tuple<Tensor, Tensor, Tensor> sequence_forward(const Tensor& input, const T
                                                     const Maybe& dropout, const Maybe& batch_sizes, bool bidirectional,
                                                     bool bias, bool relu, bool save) {
   check_types("sequence", input, hx, dropout);
-  const auto type = input.scalar_type(), c = compute_type(type);
+  const auto type = input.scalar_type(), c = kernel_type(type);
   const Batch b = batch_of(input, hx, batch_sizes, bidirectional, bias);
   const sequence::Dims& d = b.d;
-  const std::vector<Tensor> w = weights_of(d, weights, Op::kGates, type);
-  const Tensor x = operand(input, type), h = operand(hx, type);
-  const Maybe mask = operand(dropout, type);
+  const std::vector<Tensor> w = weights_of(d, weights, Op::kGates, type, c);
+  const Tensor x = operand(input, c), h = operand(hx, c);
+  const Maybe mask = operand(dropout, c);
   require(!mask.has_value() || mask->numel() == hidden_count(d), "dropout: [layers - 1, rows, directions * hidden] needed");
   Ints sizes = sizes_of(input);
   sizes.back() = d.D * d.H;
   const Tensor y = empty(sizes, c), hn = empty(sizes_of(hx), c);
   const bool gates = save && Op::kSavesGates;
-  const Tensor reserve = empty({hidden_count(d) + (gates ? gates_count(d) : 0)}, c);
-  with_type(type, [&]<class T>(T) {
+  const Tensor reserve = empty({hidden_count(d) + (gates ? gates_count(d) : 0)}, compute_type(type));
+  with_kernel_type(c, [&]<class T>(T) {
     const auto pw = pointers<T>(d, w);
-    T* saved = out<T>(reserve);
+    Wide<T>* saved = out<Wide<T>>(reserve);
     Op::template forward<T>({d, relu, in<T>(x), in<T>(h), pw.data(), in<T>(mask), out<T>(y), out<T>(hn), saved,
                              gates ? saved + hidden_count(d) : nullptr});
   });
-  return {cast(y, type), cast(hn, type), save ? reserve : empty({0}, c)};
+  return {cast(y, type), cast(hn, type), save ? reserve : empty({0}, compute_type(type))};
 }
 
 template <class Op>
@@ -110,22 +110,22 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> sequence_backward(
     const Maybe& dropout, const Maybe& batch_sizes, const Tensor& output, const Tensor& reserve, bool bidirectional,
     bool bias, bool relu, bool need_input, bool need_weights) {
   check_types("sequence", input, hx, dropout, output, grad_output, grad_hn);
-  const auto type = input.scalar_type(), c = compute_type(type);
+  const auto type = input.scalar_type(), c = kernel_type(type);
   const Batch b = batch_of(input, hx, batch_sizes, bidirectional, bias);
   const sequence::Dims& d = b.d;
-  const std::vector<Tensor> w = weights_of(d, weights, Op::kGates, type);
+  const std::vector<Tensor> w = weights_of(d, weights, Op::kGates, type, c);
   const int64_t outputs = d.rows * d.D * d.H;
   require(output.numel() == outputs && (!grad_output.has_value() || grad_output->numel() == outputs) &&
-              (!grad_hn.has_value() || grad_hn->numel() == hx.numel()) && reserve.scalar_type() == c &&
+              (!grad_hn.has_value() || grad_hn->numel() == hx.numel()) && reserve.scalar_type() == compute_type(type) &&
               reserve.numel() == hidden_count(d) + (Op::kSavesGates ? gates_count(d) : 0),
           "sequence: gradients or saved values do not fit the forward pass");
-  const Tensor x = operand(input, type), h = operand(hx, type), y = operand(output, type), saved = dense(reserve);
-  const Maybe mask = operand(dropout, type), gy = operand(grad_output, type), ghn = operand(grad_hn, type);
+  const Tensor x = operand(input, c), h = operand(hx, c), y = operand(output, c), saved = dense(reserve);
+  const Maybe mask = operand(dropout, c), gy = operand(grad_output, c), ghn = operand(grad_hn, c);
   const Tensor gx = empty(need_input ? sizes_of(input) : Ints{0}, c), ghx = empty(sizes_of(hx), c);
   std::vector<Tensor> gw;
   if (need_weights)
     for (const Tensor& t : w) gw.push_back(empty(sizes_of(t), c));
-  with_type(type, [&]<class T>(T) {
+  with_kernel_type(c, [&]<class T>(T) {
     const auto pw = pointers<T>(d, w);
     std::vector<sequence::WeightGradients<T>> pg;
     const size_t each = d.bias ? 4 : 2;
@@ -133,7 +133,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> sequence_backward(
       pg.push_back({out<T>(gw[i]), out<T>(gw[i + 1]), d.bias ? out<T>(gw[i + 2]) : nullptr,
                     d.bias ? out<T>(gw[i + 3]) : nullptr});
     Op::template backward<T>({d, relu, in<T>(gy), in<T>(ghn), in<T>(x), in<T>(h), pw.data(), in<T>(mask), in<T>(y),
-                              in<T>(saved), Op::kSavesGates ? in<T>(saved) + hidden_count(d) : nullptr,
+                              in<Wide<T>>(saved), Op::kSavesGates ? in<Wide<T>>(saved) + hidden_count(d) : nullptr,
                               out_if<T>(need_input, gx), out<T>(ghx), need_weights ? pg.data() : nullptr});
   });
   for (Tensor& t : gw) t = cast(t, type);
@@ -158,19 +158,19 @@ std::tuple<Tensor, Tensor> cell_forward(const Tensor& input, const Tensor& hx, c
                                         const Maybe& b_ih, const Maybe& b_hh, bool relu, bool save) {
   check_types("cell", input, hx, w_ih, w_hh, b_ih, b_hh);
   require(b_ih.has_value() == b_hh.has_value(), "cell: give both biases or none");
-  const auto type = input.scalar_type(), c = compute_type(type);
+  const auto type = input.scalar_type(), c = kernel_type(type);
   const Batch b = one_step(input, hx, b_ih.has_value());
   std::vector<Tensor> weights{w_ih, w_hh};
   if (b_ih.has_value()) weights.insert(weights.end(), {*b_ih, *b_hh});
-  const std::vector<Tensor> w = weights_of(b.d, weights, Op::kGates, type);
-  const Tensor x = operand(input, type), h = operand(hx, type);
+  const std::vector<Tensor> w = weights_of(b.d, weights, Op::kGates, type, c);
+  const Tensor x = operand(input, c), h = operand(hx, c);
   const Tensor y = empty(sizes_of(hx), c), hn = empty(sizes_of(hx), c);
   const bool gates = save && Op::kSavesGates;
-  const Tensor reserve = empty({gates ? gates_count(b.d) : 0}, c);
-  with_type(type, [&]<class T>(T) {
+  const Tensor reserve = empty({gates ? gates_count(b.d) : 0}, compute_type(type));
+  with_kernel_type(c, [&]<class T>(T) {
     const auto pw = pointers<T>(b.d, w);
     Op::template forward<T>({b.d, relu, in<T>(x), in<T>(h), pw.data(), nullptr, out<T>(y), out<T>(hn), nullptr,
-                             gates ? out<T>(reserve) : nullptr});
+                             gates ? out<Wide<T>>(reserve) : nullptr});
   });
   return {cast(hn, type), reserve};
 }
@@ -180,24 +180,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cell_backward(
     const Tensor& grad, const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh, const Tensor& output,
     const Tensor& reserve, bool bias, bool relu, bool need_input, bool need_weights) {
   check_types("cell", input, grad, hx, w_ih, w_hh, output);
-  const auto type = input.scalar_type(), c = compute_type(type);
+  const auto type = input.scalar_type(), c = kernel_type(type);
   const Batch b = one_step(input, hx, false);
-  const std::vector<Tensor> w = weights_of(b.d, {w_ih, w_hh}, Op::kGates, type);
-  require(grad.numel() == hx.numel() && output.numel() == hx.numel() && reserve.scalar_type() == c &&
+  const std::vector<Tensor> w = weights_of(b.d, {w_ih, w_hh}, Op::kGates, type, c);
+  require(grad.numel() == hx.numel() && output.numel() == hx.numel() && reserve.scalar_type() == compute_type(type) &&
               reserve.numel() == (Op::kSavesGates ? gates_count(b.d) : 0),
           "cell: gradient or saved values do not fit the forward pass");
-  const Tensor x = operand(input, type), h = operand(hx, type), y = operand(output, type), g = operand(grad, type);
+  const Tensor x = operand(input, c), h = operand(hx, c), y = operand(output, c), g = operand(grad, c);
   const Tensor saved = dense(reserve), gx = empty(need_input ? sizes_of(input) : Ints{0}, c), ghx = empty(sizes_of(hx), c);
   const int64_t rows = Op::kGates * b.d.H;
   const Tensor g_ih = empty(need_weights ? sizes_of(w_ih) : Ints{0}, c), g_hh = empty(need_weights ? sizes_of(w_hh) : Ints{0}, c);
   const Ints bias_size{need_weights && bias ? rows : 0};
   const Tensor gb_ih = empty(bias_size, c), gb_hh = empty(bias_size, c);
-  with_type(type, [&]<class T>(T) {
+  with_kernel_type(c, [&]<class T>(T) {
     const auto pw = pointers<T>(b.d, w);
     const bool biases = need_weights && bias;
     const sequence::WeightGradients<T> pg{out<T>(g_ih), out<T>(g_hh), out_if<T>(biases, gb_ih), out_if<T>(biases, gb_hh)};
     Op::template backward<T>({b.d, relu, nullptr, in<T>(g), in<T>(x), in<T>(h), pw.data(), nullptr, in<T>(y), nullptr,
-                              Op::kSavesGates ? in<T>(saved) : nullptr, out_if<T>(need_input, gx), out<T>(ghx),
+                              Op::kSavesGates ? in<Wide<T>>(saved) : nullptr, out_if<T>(need_input, gx), out<T>(ghx),
                               need_weights ? &pg : nullptr});
   });
   return {cast(gx, type), cast(ghx, type), cast(g_ih, type), cast(g_hh, type), cast(gb_ih, type), cast(gb_hh, type)};

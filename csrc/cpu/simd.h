@@ -35,6 +35,11 @@ struct VectorOf<double> {
   typedef double type __attribute__((vector_size(kVectorBytes)));
   typedef int64_t mask __attribute__((vector_size(kVectorBytes)));
 };
+template <>
+struct VectorOf<int32_t> {  // moved only: pairs of bf16 (bf16.h)
+  typedef int32_t type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t mask __attribute__((vector_size(kVectorBytes)));
+};
 template <class T>
 using Vec = typename VectorOf<T>::type;
 template <class T>
@@ -57,12 +62,29 @@ TS_INLINE Vec<T> splat(T x) {
   return x - Vec<T>{};  // minus: -0. + 0. would lose the sign
 }
 
+#if defined(__AVX512F__)
+// Lanes whose bit is set; others are 0 and their memory is not read.
+template <class T>
+TS_INLINE Vec<T> load_masked(const T* p, unsigned mask) {
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps((__mmask16)mask, p);
+  else return (Vec<T>)_mm512_maskz_loadu_pd((__mmask8)mask, p);
+}
+#elif defined(__AVX2__)
+template <class T>
+TS_INLINE Vec<T> load_masked(const T* p, unsigned mask) {
+  Mask<T> bit;
+  for (int i = 0; i < kLanes<T>; ++i) bit[i] = 1 << i;
+  const Mask<T> lanes = (bit & static_cast<int>(mask)) != 0;
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_maskload_ps(reinterpret_cast<const float*>(p), (__m256i)lanes);
+  else return (Vec<T>)_mm256_maskload_pd(reinterpret_cast<const double*>(p), (__m256i)lanes);
+}
+#endif
+
 // The first n lanes (0 <= n <= kLanes); other lanes are 0, other memory is neither read nor written.
 template <class T>
 TS_INLINE Vec<T> load_n(const T* p, int n) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
-  else return (Vec<T>)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+#if defined(__AVX2__)  // AVX-512 too
+  return load_masked<T>(p, (1u << n) - 1);
 #else
   Vec<T> v{};
   std::memcpy(&v, p, n * sizeof(T));
@@ -74,18 +96,52 @@ TS_INLINE void store_n(T* p, Vec<T> v, int n) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
   else _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+#elif defined(__AVX2__)  // by powers of two: a memcpy of n bytes would be a call, and masked stores are slow on some processors
+  if constexpr (sizeof(T) == 4) {
+    float* to = reinterpret_cast<float*>(p);
+    if (n == 8) return _mm256_storeu_ps(to, (__m256)v);
+    __m128 part = _mm256_castps256_ps128((__m256)v);
+    if (n & 4) {
+      _mm_storeu_ps(to, part);
+      to += 4;
+      part = _mm256_extractf128_ps((__m256)v, 1);
+    }
+    if (n & 2) {
+      _mm_storel_pi(reinterpret_cast<__m64*>(to), part);
+      to += 2;
+      part = _mm_movehl_ps(part, part);
+    }
+    if (n & 1) _mm_store_ss(to, part);
+  } else {
+    double* to = reinterpret_cast<double*>(p);
+    if (n == 4) return _mm256_storeu_pd(to, (__m256d)v);
+    __m128d part = _mm256_castpd256_pd128((__m256d)v);
+    if (n & 2) {
+      _mm_storeu_pd(to, part);
+      to += 2;
+      part = _mm256_extractf128_pd((__m256d)v, 1);
+    }
+    if (n & 1) _mm_store_sd(to, part);
+  }
 #else
   std::memcpy(p, &v, n * sizeof(T));
 #endif
 }
 
+// The same where n is mostly kLanes.
+template <class T>
+TS_INLINE Vec<T> load_some(const T* p, int n) { return n == kLanes<T> ? load<T>(p) : load_n<T>(p, n); }
+template <class T>
+TS_INLINE void store_some(T* p, Vec<T> v, int n) {
+  if (n == kLanes<T>) store<T>(p, v);
+  else store_n<T>(p, v, n);
+}
+
 // Lanes first .. last - 1 of p; other lanes are 0 and their memory is not read.
 template <class T>
 TS_INLINE Vec<T> load_between(const T* p, int first, int last) {
-#if defined(__AVX512F__)
-  const unsigned mask = ((1u << last) - 1) & ~((1u << first) - 1);
-  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps((__mmask16)mask, p);
-  else return (Vec<T>)_mm512_maskz_loadu_pd((__mmask8)mask, p);
+#if defined(__AVX2__)
+  return load_masked<T>(p, ((1u << last) - 1) & ~((1u << first) - 1));
 #else
   T lanes[kLanes<T>] = {};
   for (int i = first; i < last; ++i) lanes[i] = p[i];
@@ -143,6 +199,26 @@ TS_INLINE Vec<T> zip_high(Vec<T> a, Vec<T> b) {
 template <class T>
 TS_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
   constexpr int L = kLanes<T>;
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {  // shuffles that cross the halves cost more here: within them first, then 8 that swap halves
+    __m256 pair[8];
+    __m256d quad[8];
+    for (int i = 0; i < 8; i += 2) {
+      pair[i] = _mm256_unpacklo_ps((__m256)rows[i], (__m256)rows[i + 1]);
+      pair[i + 1] = _mm256_unpackhi_ps((__m256)rows[i], (__m256)rows[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+      for (int j = 0; j < 2; ++j) {
+        quad[i + 2 * j] = _mm256_unpacklo_pd((__m256d)pair[i + j], (__m256d)pair[i + j + 2]);
+        quad[i + 2 * j + 1] = _mm256_unpackhi_pd((__m256d)pair[i + j], (__m256d)pair[i + j + 2]);
+      }
+    for (int i = 0; i < 4; ++i) {
+      rows[i] = (Vec<T>)_mm256_permute2f128_pd(quad[i], quad[i + 4], 0x20);
+      rows[i + 4] = (Vec<T>)_mm256_permute2f128_pd(quad[i], quad[i + 4], 0x31);
+    }
+    return;
+  }
+#endif
   for (int round = 1; round < L; round *= 2) {
     Vec<T> next[L];
     for (int i = 0; i < L / 2; ++i) {
@@ -153,21 +229,25 @@ TS_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
   }
 }
 
-// dst[c * dst_stride + r] = src[r * src_stride + c] for r < rows, c < cols.
-template <class T>
-void transpose_copy(T* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t rows, int64_t cols) {
+// dst[c * dst_stride + r] = lane c of row r, for r < rows, c < cols. row(r, c, n) gives n lanes of row r from c on.
+template <class T, class Row>
+TS_INLINE void transpose_rows(T* dst, int64_t dst_stride, int64_t rows, int64_t cols, const Row& row) {
   constexpr int L = kLanes<T>;
   for (int64_t r0 = 0; r0 < rows; r0 += L) {
     const int nr = rows - r0 < L ? static_cast<int>(rows - r0) : L;
     for (int64_t c0 = 0; c0 < cols; c0 += L) {
       const int nc = cols - c0 < L ? static_cast<int>(cols - c0) : L;
       Vec<T> block[L];
-      for (int i = 0; i < L; ++i)
-        block[i] = i >= nr ? Vec<T>{} : load_n<T>(src + (r0 + i) * src_stride + c0, nc);
+      for (int i = 0; i < L; ++i) block[i] = i >= nr ? Vec<T>{} : row(r0 + i, c0, nc);
       transpose<T>(block);
-      for (int j = 0; j < nc; ++j) store_n<T>(dst + (c0 + j) * dst_stride + r0, block[j], nr);
+      for (int j = 0; j < nc; ++j) store_some<T>(dst + (c0 + j) * dst_stride + r0, block[j], nr);
     }
   }
+}
+// dst[c * dst_stride + r] = src[r * src_stride + c] for r < rows, c < cols.
+template <class T>
+void transpose_copy(T* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t rows, int64_t cols) {
+  transpose_rows<T>(dst, dst_stride, rows, cols, [&](int64_t r, int64_t c, int n) { return load_some<T>(src + r * src_stride + c, n); });
 }
 
 template <class T>
@@ -195,13 +275,6 @@ TS_INLINE void for_vectors(int64_t n, const F& body) {
   int64_t i = 0;
   for (; i + kLanes<T> <= n; i += kLanes<T>) body(i, kLanes<T>);
   if (i < n) body(i, static_cast<int>(n - i));
-}
-template <class T>
-TS_INLINE Vec<T> load_some(const T* p, int n) { return n == kLanes<T> ? load<T>(p) : load_n<T>(p, n); }
-template <class T>
-TS_INLINE void store_some(T* p, Vec<T> v, int n) {
-  if (n == kLanes<T>) store<T>(p, v);
-  else store_n<T>(p, v, n);
 }
 
 }  // namespace ts::TS_ISA

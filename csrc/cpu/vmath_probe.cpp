@@ -7,7 +7,7 @@
 namespace ts {
 template <class T>
 struct VmathProbe {
-  int which;    // as in ts_vmath
+  int which;    // as in ts_vmath_float
   const T* in;  // [n]
   T* out;       // [n], may be `in`
   int64_t n;
@@ -26,12 +26,17 @@ void vmath_probe(const VmathProbe<T>& p) {
   });
 }
 
-template void vmath_probe<float>(const VmathProbe<float>&);
+TS_INSTANTIATE(vmath_probe, VmathProbe)
 }  // namespace ts::TS_ISA
 
 #ifdef TS_GLUE
-extern "C" void ts_vmath(int which, const float* in, float* out, int64_t n) {
-  const ts::VmathProbe<float> probe{which, in, out, n};
-  TS_CALL(vmath_probe<float>, probe);
+namespace {
+template <class T>
+void evaluate(int which, const T* in, T* out, int64_t n) {
+  const ts::VmathProbe<T> probe{which, in, out, n};
+  TS_CALL(vmath_probe<T>, probe);
 }
+}  // namespace
+extern "C" void ts_vmath_float(int which, const float* in, float* out, int64_t n) { evaluate(which, in, out, n); }
+extern "C" void ts_vmath_double(int which, const double* in, double* out, int64_t n) { evaluate(which, in, out, n); }
 #endif

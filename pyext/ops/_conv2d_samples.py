@@ -28,9 +28,31 @@ def samples(dtype: torch.dtype, device: torch.device, pools: tuple[dict, ...] = 
         "stride on 1x1": ((2, 4, 7, 7), (6, 4, 1, 1), {"stride": 2}),
         "dilation": ((2, 3, 12, 11), (4, 3, 3, 2), {"dilation": (2, 3), "padding": (3, 1)}),
         "stride and dilation": ((2, 2, 14, 13), (3, 2, 3, 3), {"stride": (3, 2), "dilation": (1, 2), "padding": 2}),
+        "stride, a window cell wide": ((2, 3, 9, 8), (4, 3, 1, 3), {"stride": (3, 2), "padding": (0, 2)}),
+        "stride 2 over two vectors": ((1, 3, 9, 70), (5, 3, 3, 3), {"stride": 2, "padding": 1}),
+        "stride 4, dilation 2": (
+            (2, 2, 13, 15),
+            (3, 2, 3, 3),
+            {"stride": (4, 2), "dilation": (2, 4), "padding": (2, 4)},
+        ),
+        "stride beyond the image": ((2, 2, 3, 2), (3, 2, 2, 2), {"stride": 5}),
+        "stride and groups": ((2, 4, 8, 9), (6, 2, 5, 5), {"stride": 2, "groups": 2, "padding": 2}),
+        "window mostly in the padding": ((2, 3, 4, 20), (3, 3, 5, 3), {"padding": (4, 1)}),
         "groups": ((2, 6, 9, 8), (9, 2, 3, 3), {"groups": 3, "padding": 1}),
         "depthwise": ((2, 7, 9, 8), (7, 1, 3, 3), {"groups": 7, "padding": 1}),
         "depthwise x2, stride": ((2, 5, 9, 8), (10, 1, 3, 3), {"groups": 5, "stride": 2, "padding": 1}),
+        "depthwise x2": ((2, 4, 9, 18), (8, 1, 3, 3), {"groups": 4, "padding": 1}),
+        "depthwise 5x5, one column": ((2, 3, 9, 5), (3, 1, 5, 5), {"groups": 3}),
+        "depthwise 5x5, five vectors": ((1, 2, 6, 69), (2, 1, 5, 5), {"groups": 2, "padding": 2}),
+        "depthwise 1x1, stride": ((2, 3, 7, 8), (3, 1, 1, 1), {"groups": 3, "stride": 2}),
+        "depthwise, stride and dilation": (
+            (2, 3, 15, 37),
+            (3, 1, 3, 4),
+            {"groups": 3, "stride": (3, 2), "dilation": (2, 3), "padding": (3, 4)},
+        ),
+        "depthwise, stride past the end": ((2, 2, 8, 9), (2, 1, 2, 2), {"groups": 2, "stride": (3, 5)}),
+        "depthwise, same, even window": ((2, 3, 6, 34), (3, 1, 4, 2), {"groups": 3, "padding": "same"}),
+        "depthwise, padding beyond the window": ((2, 2, 4, 5), (2, 1, 2, 2), {"groups": 2, "padding": 3}),
         "same, even window": ((2, 3, 9, 8), (4, 3, 4, 2), {"padding": "same"}),
         "same, dilated": ((2, 3, 9, 8), (4, 3, 3, 4), {"padding": "same", "dilation": (2, 3)}),
         "valid": ((2, 3, 9, 8), (4, 3, 3, 3), {"padding": "valid"}),
@@ -55,6 +77,7 @@ def samples(dtype: torch.dtype, device: torch.device, pools: tuple[dict, ...] = 
     yield Sample(
         "stride 0", (make(1, 1, 9, 8).expand(3, 4, 9, 8), make(1, 4, 1, 1).expand(5, 4, 3, 3), make(1).expand(5)), pool
     )
+    yield from _depthwise_last(make, pool)
     special = make(2, 2, 8, 8)
     special[0, 0, 0, 0], special[0, 1, 3, 3], special[1, 0, 7, 7] = float("nan"), float("inf"), -float("inf")
     yield Sample("nan and inf", (special, make(3, 2, 3, 3), make(3)), pool, differentiable=False)
@@ -69,11 +92,36 @@ def samples(dtype: torch.dtype, device: torch.device, pools: tuple[dict, ...] = 
         yield Sample("no channels", (make(2, 0, 5, 5), make(3, 0, 3, 3), make(3)), differentiable=False)
 
 
+def _depthwise_last(make, pool: dict) -> Iterator[Sample]:
+    # Channels below, at and beyond a vector of each instruction set, and four vectors and some.
+    for channels, size, window, keywords in (
+        (3, (9, 8), (3, 3), {"padding": 1}),
+        (4, (8, 11), (3, 3), {"padding": 1, "stride": 2}),
+        (10, (9, 12), (5, 5), {"padding": 2}),
+        (16, (6, 13), (3, 3), {"padding": 1}),
+        (17, (11, 14), (3, 4), {"stride": (3, 2), "dilation": (2, 3), "padding": (3, 4)}),
+        (67, (6, 7), (3, 3), {"padding": 1, "stride": 2}),
+        (6, (8, 9), (1, 1), {"stride": 2}),
+        (5, (6, 8), (2, 2), {"padding": 3}),
+    ):
+        x = make(2, channels, *size).contiguous(memory_format=torch.channels_last)
+        name = f"channels_last, depthwise {channels} {pool or ''}".strip()
+        arguments = (x, make(channels, 1, *window), make(channels))
+        yield Sample(name, arguments, {"groups": channels, **keywords, **pool})
+    x = make(2, 4, 8, 9).contiguous(memory_format=torch.channels_last)
+    yield Sample("channels_last, depthwise x2", (x, make(8, 1, 3, 3)), {"groups": 4, "padding": 1, **pool})
+    x, w = make(2, 5, 8, 9).contiguous(memory_format=torch.channels_last), make(5, 1, 3, 3)
+    x[0, 0, 0, 0], x[0, 2, 3, 8], x[1, 4, 7, 7] = float("nan"), float("inf"), -float("inf")
+    for layout, special in (("channels_last", x), ("planes", x.contiguous())):
+        name = f"nan and inf, depthwise, {layout}"
+        yield Sample(name, (special, w), {"groups": 5, "padding": 1, **pool}, differentiable=False)
+
+
 _POOLS = ({}, {"pool_kernel_size": 3, "pool_stride": 2, "pool_padding": 1})
 
 
 def pool_samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
-    too_small_to_pool = ("narrow", "no channels")
+    too_small_to_pool = ("narrow", "no channels", "stride beyond the image", "depthwise 5x5, one column")
     yield from (s for s in samples(dtype, device, _POOLS) if not s.name.startswith(too_small_to_pool))
     many = torch.randn(2, 12, 8, 8, dtype=dtype, device=device)
     many[0, 3, 2, 2], many[1, 11, 7, 0] = float("nan"), float("inf")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..autograd import applier, differentiable_gradients, records, wants_graph
-from ..dispatch import autocast, direct, use_kernel
+from ..dispatch import KNOWN, autocast, direct, native_wins, use_kernel
 from ..spec import fake, kernel, like
 from ._checks import same_device
 
@@ -30,7 +30,12 @@ class Recurrent:
     def __post_init__(self):
         for part in ("cell_forward", "cell_backward", "forward", "backward"):
             object.__setattr__(self, part, kernel(f"{self.name}_{part}"))
+        object.__setattr__(self, "cell_name", f"{self.name}_cell")
         _register_fakes(self)
+
+    def nonlinearity(self, relu: bool) -> tuple[str, ...]:
+        """The argument of that name, of the ops that have one."""
+        return () if self.name == "gru" else ("relu" if relu else "tanh",)
 
     def native(self, relu: bool):
         return torch._VF.gru if self.name == "gru" else torch._VF.rnn_relu if relu else torch._VF.rnn_tanh
@@ -50,7 +55,10 @@ class Recurrent:
 
 
 def cell(row: Recurrent, input: Tensor, hx: Tensor, w_ih, w_hh, b_ih, b_hh, relu: bool) -> Tensor:
-    if direct(f"{row.name}_cell", input, hx, w_ih, w_hh, b_ih, b_hh):
+    name, slower = row.cell_name, ""
+    if name in KNOWN:
+        slower = native_wins(name, (input, hx, w_ih, w_hh, b_ih, b_hh), row.nonlinearity(relu))
+    if not slower and direct(name, input, hx, w_ih, w_hh, b_ih, b_hh):
         try:
             if records(input, hx, w_ih, w_hh, b_ih, b_hh):
                 return _apply_cell(row, relu, input, hx, w_ih, w_hh, b_ih, b_hh)
@@ -59,7 +67,7 @@ def cell(row: Recurrent, input: Tensor, hx: Tensor, w_ih, w_hh, b_ih, b_hh, relu
             pass  # said in words, or computed by ATen, below
     input, hx, w_ih, w_hh, b_ih, b_hh = tensors = autocast(input, hx, w_ih, w_hh, b_ih, b_hh)
     _check_cell(row, *tensors)
-    if not use_kernel(f"{row.name}_cell", input, "one bias of two" if (b_ih is None) != (b_hh is None) else ""):
+    if not use_kernel(name, input, "one bias of two" if (b_ih is None) != (b_hh is None) else slower):
         return row.native_cell(relu)(*tensors)
     if records(*tensors):
         return _Cell.apply(row, relu, *tensors)
@@ -138,6 +146,10 @@ def sequence(
 ):
     """The whole stack over padded or packed input; returns ``(output, h_n)``."""
     weights = list(weights)
+    slower = ""
+    if row.name in KNOWN:
+        others = (*row.nonlinearity(relu), bidirectional, batch_first, dropout, training)
+        slower = native_wins(row.name, (input, hx, weights), others)
     packed = input if isinstance(input, PackedSequence) else None
     data, batch_sizes = (packed.data, packed.batch_sizes) if packed is not None else (input, None)
     bias = len(weights) > 2 and weights[2].dim() == 1
@@ -160,7 +172,7 @@ def sequence(
     _check_sequence(row.name, data, hx, weights, packed is not None, expected)
     flags = (bidirectional, bias, relu)
     rows_shape = (*data.shape[:-1], directions * hidden)
-    if not use_kernel(row.name, data):
+    if not use_kernel(row.name, data, slower):
         output, hn = _native(row, data, hx, weights, batch_sizes, flags, layers, dropout, training)
     else:
         masks = _dropout_masks(data, layers, rows_shape, dropout) if training and dropout and layers > 1 else None

@@ -29,13 +29,13 @@ def maker(dtype: torch.dtype, device: torch.device, seed: int | None = None):
     return lambda *shape: torch.randn(shape, dtype=dtype, device=device, generator=generator)
 
 
-def cell_samples(row: Recurrent, dtype, device, **keywords) -> Iterator[Sample]:
-    make, g = maker(dtype, device), row.gates
+def cell_samples(row: Recurrent, dtype, device, seed: int | None = None, **keywords) -> Iterator[Sample]:
+    make, g = maker(dtype, device, seed), row.gates
 
     def call(batch, features, hidden, bias=True):
         return (make(batch, features), make(batch, hidden), *weights_for(make, g, features, hidden, bias=bias))
 
-    for batch, features, hidden in [(1, 4, 4), (3, 5, 7), (2, 3, 16), (15, 33, 17), (5, 10, 33)]:
+    for batch, features, hidden in [(1, 4, 4), (3, 5, 7), (2, 3, 16), (15, 33, 17), (5, 10, 33), (1, 3, 700)]:
         yield Sample(f"b{batch} {features}->{hidden}", call(batch, features, hidden), keywords)
     yield Sample("no bias", call(3, 5, 7, bias=False), keywords)
     yield Sample("no rows", call(0, 5, 7), keywords)
@@ -63,8 +63,8 @@ def packed(data: torch.Tensor, lengths: list[int], sort: bool = True) -> PackedS
     return pack_padded_sequence(data, torch.tensor(lengths), enforce_sorted=sort)
 
 
-def sequence_samples(row: Recurrent, dtype, device, **keywords) -> Iterator[Sample]:
-    make, g = maker(dtype, device), row.gates
+def sequence_samples(row: Recurrent, dtype, device, seed: int | None = None, **keywords) -> Iterator[Sample]:
+    make, g = maker(dtype, device, seed), row.gates
 
     def sample(name, x, features, hidden, layers=1, directions=1, hx=True, bias=True, **more):
         batch = int(x.batch_sizes[0]) if isinstance(x, PackedSequence) else x.shape[0 if more.get("batch_first") else 1]

@@ -1,4 +1,4 @@
-"""linear and linear + ReLU:  y = x W^T + b,  y = max(x W^T + b, 0).   Kernels: csrc/cpu/linear.cpp."""
+"""linear and linear + ReLU:  y = x W^T + b,  y = max(x W^T + b, 0).   Kernels: csrc/{cpu,cuda}/linear.*"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..autograd import applier, differentiable_gradients, records, wants_graph
-from ..dispatch import autocast, direct, use_kernel
+from ..dispatch import KNOWN, allow_tf32, autocast, direct, native_wins, use_kernel
 from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, like, register
 from ._checks import same_device, same_dtype
 
@@ -45,17 +45,18 @@ def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -
 
 
 def _linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    if direct(name, input, weight, bias):
+    slower = native_wins(name, (input, weight, bias)) if name in KNOWN else ""
+    if not slower and direct(name, input, weight, bias):
         try:
             if records(input, weight, bias):
                 return _apply(input, weight, bias, relu)
             return _forward(input, weight, bias, relu)
         except RuntimeError:
             pass  # said in words, or computed by ATen, below
-    return _checked(name, input, weight, bias, relu)
+    return _checked(name, input, weight, bias, relu, slower)
 
 
-def _checked(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+def _checked(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, slower: str) -> Tensor:
     input, weight, bias = autocast(input, weight, bias)
     if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]) or input.dim() == 0:
         return _odd(name, input, weight, bias, relu)
@@ -67,11 +68,11 @@ def _checked(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu
         )
     same_dtype(name, input=input, weight=weight, bias=bias)
     same_device(name, input=input, weight=weight, bias=bias)
-    if not use_kernel(name, input):
+    if not use_kernel(name, input, slower):
         return _reference(input, weight, bias, relu)
     if records(input, weight, bias):
         return _Linear.apply(input, weight, bias, relu)
-    return _forward(input, weight, bias, relu)
+    return _forward(input, weight, bias, relu, allow_tf32(input))
 
 
 def _odd(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
@@ -88,7 +89,7 @@ def _odd(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bo
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, bias, relu):
-        y = _forward(input, weight, bias, relu)
+        y = _forward(input, weight, bias, relu, allow_tf32(input))
         ctx.relu = relu
         ctx.save_for_backward(input, weight, bias, y if relu else None)
         return y
@@ -101,7 +102,7 @@ class _Linear(torch.autograd.Function):
             return *differentiable_gradients(
                 lambda *a: _reference(*a, ctx.relu), (input, weight, bias), (grad,), need
             ), None
-        grads = _backward(grad, input, weight, y, ctx.relu, *need)
+        grads = _backward(grad, input, weight, y, ctx.relu, *need, allow_tf32(grad))
         return *(g if n else None for g, n in zip(grads, need, strict=True)), None
 
 
@@ -109,12 +110,12 @@ _apply = applier(_Linear)
 
 
 @fake("linear_forward")
-def _(input, weight, bias, relu):
+def _(input, weight, bias, relu, allow_tf32=False):
     return input.new_empty((*input.shape[:-1], weight.shape[0]))
 
 
 @fake("linear_backward")
-def _(grad, input, weight, output, relu, need_input, need_weight, need_bias):
+def _(grad, input, weight, output, relu, need_input, need_weight, need_bias, allow_tf32=False):
     return like(need_input, input), like(need_weight, weight), weight.new_empty((weight.shape[0] if need_bias else 0,))
 
 
@@ -122,7 +123,20 @@ def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
     def make(*shape):
         return torch.randn(shape, dtype=dtype, device=device)
 
-    for rows, k, n in [(1, 1, 1), (1, 50, 9), (2, 33, 8), (3, 5, 7), (4, 300, 13), (14, 33, 31), (15, 16, 33), (29, 257, 65), (64, 40, 10)]:
+    for rows, k, n in [
+        (1, 1, 1),
+        (1, 50, 9),
+        (2, 33, 8),
+        (3, 5, 7),
+        (4, 300, 13),
+        (14, 33, 31),
+        (15, 16, 33),
+        (29, 257, 65),
+        (64, 40, 10),
+        (3, 1030, 6),
+        (5, 4101, 3),
+        (2051, 3, 2),
+    ]:
         yield Sample(f"{rows}x{k}x{n}", (make(rows, k), make(n, k), make(n)))
     yield Sample("no bias", (make(4, 6), make(3, 6)))
     yield Sample("vector", (make(6), make(3, 6), make(3)))

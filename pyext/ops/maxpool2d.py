@@ -1,4 +1,4 @@
-"""max_pool2d.   Formula, ties and NaN: csrc/contract/maxpool2d.h, kernels: csrc/cpu/maxpool2d.cpp."""
+"""max_pool2d.   Formula, ties and NaN: csrc/contract/maxpool2d.h, kernels: csrc/{cpu,cuda}/maxpool2d.*"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..autograd import applier, records, wants_graph
-from ..dispatch import direct, use_kernel
+from ..dispatch import KNOWN, direct, native_wins, use_kernel
 from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, register
 
 _forward = kernel("maxpool2d_forward")
@@ -41,14 +41,17 @@ def max_pool2d(
     Raises:
         RuntimeError: shapes or parameters are out of range. TypeError: a parameter is not int or ints.
     """
-    if not return_indices and input.dim() == 4 and direct("max_pool2d", input):
+    slower = ""
+    if "max_pool2d" in KNOWN and not return_indices:
+        slower = native_wins("max_pool2d", (input,), (kernel_size, stride or kernel_size, padding, dilation, ceil_mode))
+    if not slower and not return_indices and input.dim() == 4 and direct("max_pool2d", input):
         try:
             geometry = _short(kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode)
             if geometry is not None:
                 return (_apply if records(input) else _forward)(input, *geometry)[0]
         except (RuntimeError, TypeError):
             pass  # said in words, or computed by ATen, below
-    return _checked(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    return _checked(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, slower)
 
 
 @lru_cache(maxsize=1024, typed=True)
@@ -60,7 +63,7 @@ def _short(kernel_size, stride, padding, dilation, ceil_mode) -> tuple | None:
     return *(list(v) for v in pairs), bool(ceil_mode)
 
 
-def _checked(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices):
+def _checked(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, slower):
     name = "max_pool2d"
     kernel_size, padding, dilation = (
         _pair(what, value)
@@ -80,7 +83,7 @@ def _checked(input, kernel_size, stride, padding, dilation, ceil_mode, return_in
         )
     output_size(name, input.shape[-3:], kernel_size, stride, padding, dilation, ceil_mode)
     geometry = (kernel_size, stride, padding, dilation, bool(ceil_mode))
-    if not use_kernel(name, input):
+    if not use_kernel(name, input, slower):
         return F.max_pool2d(input, *geometry, return_indices=return_indices)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     y, position = (_MaxPool2d.apply if records(input) else _forward)(
@@ -196,12 +199,13 @@ def _like_layout(y: Tensor, other: Tensor) -> Tensor:
 def _(input, kernel_size, stride, padding, dilation, ceil_mode):
     height, width = output_size("max_pool2d", input.shape[1:], kernel_size, stride, padding, dilation, ceil_mode)
     shape = (*input.shape[:2], height, width)
-    return _like_layout(input.new_empty(shape), input), input.new_empty(shape, dtype=position_dtype(kernel_size))
+    position = input.new_empty(shape, dtype=position_dtype(kernel_size))
+    return _like_layout(input.new_empty(shape), input), _like_layout(position, input)
 
 
 @fake("maxpool2d_backward")
 def _(grad, position, input_size, kernel_size, stride, padding, dilation, ceil_mode):
-    return _like_layout(grad.new_empty(input_size), grad)
+    return _like_layout(grad.new_empty(input_size), position)
 
 
 def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
@@ -236,7 +240,7 @@ def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
         yield Sample(name, (make(*shape), *args), {"ceil_mode": True})
     yield Sample("unbatched", (make(3, 8, 8), 2))
     yield Sample("no images", (make(0, 3, 8, 8), 2))
-    yield Sample("channels_last", (make(2, 3, 8, 8).contiguous(memory_format=torch.channels_last), 2))
+    yield from _channels_last_samples(make)
     yield Sample("transposed", (make(2, 3, 8, 10).transpose(2, 3), 3, 2))
     yield Sample("offset view", (make(3, 4, 12, 12)[1:, 1:, 2:11, 1:9], 2))
     yield Sample("stride 0", (make(1, 1, 1, 8).expand(2, 3, 6, 8), 2), differentiable=False)
@@ -250,8 +254,33 @@ def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
     )
     yield Sample("nan and inf", (special, 2), differentiable=False)
     yield Sample("nan and inf, padded", (special, 3, 2, 1), differentiable=False)
+    last = special.contiguous(memory_format=torch.channels_last)
+    yield Sample("nan and inf, channels_last", (last, 3, 2, 1), differentiable=False)
+    zeros = torch.zeros(2, 5, 6, 7, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+    yield Sample("ties, channels_last", (zeros, 3, 1, 1), {"return_indices": True}, differentiable=False)
     yield Sample("indices", (make(2, 3, 9, 8), 3, 2, 1), {"return_indices": True})
     yield Sample("indices of nan and ties", (special, 3, 2, 1, 1, True), {"return_indices": True}, differentiable=False)
+
+
+def _channels_last_samples(make) -> Iterator[Sample]:
+    # Channels below, at and beyond a vector of each instruction set, and four vectors and some.
+    for name, shape, args, keywords in [
+        ("2", (2, 3, 8, 8), (2,), {}),
+        ("2, columns beyond the windows", (2, 10, 7, 13), (2,), {}),
+        ("one channel", (2, 1, 6, 7), (2,), {}),
+        ("3 stride 2 pad 1, 4", (2, 4, 9, 12), (3, 2, 1), {}),
+        ("3 stride 1 pad 1, 16", (1, 16, 6, 11), (3, 1, 1), {}),
+        ("3 stride 2 pad 1, 17", (2, 17, 7, 9), (3, 2, 1), {}),
+        ("3 stride 2 pad 1, 67", (1, 67, 5, 6), (3, 2, 1), {}),
+        ("dilation", (2, 3, 13, 12), (3, (2, 1), 1, (2, 3)), {}),
+        ("ceil pad, indices", (2, 6, 10, 11), (3, 2, 1), {"ceil_mode": True, "return_indices": True}),
+        ("stride past window", (2, 5, 11, 11), (2, (3, 4)), {}),
+        ("window of 81", (1, 5, 12, 11), (9, 1), {}),
+        ("window of 289", (1, 2, 20, 19), (17, 1), {}),
+        ("one output", (2, 3, 5, 6), ((5, 6),), {}),
+    ]:
+        x = make(*shape).contiguous(memory_format=torch.channels_last)
+        yield Sample(f"channels_last, {name}", (x, *args), keywords)
 
 
 def _error(name, pattern, shape=(2, 3, 8, 8), error=RuntimeError, kernel_size=2, **keywords):

@@ -79,11 +79,16 @@ def rnn(
     )
 
 
+#: The gradient of relu jumps where a sum is 0, and no tolerance holds for a sum nearer to 0 than rounding moves it. Of 200
+#: seeds this one keeps the positive states of the small samples farthest from 0.
+_RELU_SEED = 41
+
+
 def _samples(make, dtype, device) -> Iterator[Sample]:
     yield from make(_ROW, dtype, device)
     yield from (
         Sample(f"relu: {s.name}", s.args, s.kwargs, s.differentiable)
-        for s in make(_ROW, dtype, device, nonlinearity="relu")
+        for s in make(_ROW, dtype, device, _RELU_SEED, nonlinearity="relu")
     )
 
 
