@@ -10,9 +10,13 @@ from . import _library as _library  # loads the C++ library, so that torch.ops.t
 from .dispatch import backend, explain
 from .ops import *  # noqa: F403  (every public function, gathered from the rows)
 from .ops import __all__ as _ops
+from .tuning import Table as _Table
+from .tuning import tune
+
+_Table.load().activate()  # what this user measured on this machine, if anything
 
 __version__ = _library.VERSION
-__all__ = ["__version__", "backend", "explain", "models", "native_nn", "nn", *_ops]
+__all__ = ["__version__", "backend", "explain", "models", "native_nn", "nn", "tune", *_ops]
 _LAZY = ("models", "native_nn", "nn", "course", "data", "spec")
 
 

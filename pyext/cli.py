@@ -80,6 +80,7 @@ def _version(ctx: click.Context, option: click.Parameter, asked: bool) -> None:
     cls=LazyGroup,
     lazy={
         "train": ("torchsmith.course.command:train", "Train a system of the course, beside native PyTorch."),
+        "tune": ("torchsmith.tune_cli:tune", "Measure ours and native here; auto takes the faster from then on."),
         "bench": ("torchsmith.bench_cli:bench", "Measure every op against native PyTorch."),
     },
     context_settings={"help_option_names": ["-h", "--help"]},

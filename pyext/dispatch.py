@@ -1,14 +1,19 @@
 """Choosing an implementation of an op, and saying why.
 
 ``cpp`` is the C++ library (CPU; CUDA where built), ``torch`` is ATen through the op's reference. ``auto`` takes ``cpp``
-where the library has a kernel for the device and dtype, else ``torch``.
+where the library has a kernel for the device and dtype, unless a measurement on this machine (tuning.py) says that
+``torch`` is faster for the call's shapes; else ``torch``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+from ._library import CUDA_KERNELS
 
 __all__ = ["BACKENDS", "Decision", "backend", "explain"]
 
@@ -24,6 +29,10 @@ class Decision:
     implementation: str
     reason: str
 
+
+#: op -> what is known of its calls: given (tensors, other arguments), why native is the faster one, or "". Only ops of
+#: which something is known are in it, so that others pay one look into a dict. tuning.py fills it.
+KNOWN: dict[str, Callable[[tuple[Any, ...], tuple[Any, ...]], str]] = {}
 
 _active = "auto"
 _last: Decision | str | None = None  # a str: the op that went straight to its kernel
@@ -84,26 +93,41 @@ def direct(op: str, *tensors: torch.Tensor | None) -> bool:
     return True
 
 
+def native_wins(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...] = ()) -> str:
+    """Why ``auto`` leaves this call to native although there is a kernel; empty if it does not.
+
+    ``tensors`` and ``others`` are the public function's arguments in its order.
+    """
+    if torch.compiler.is_compiling() or _active != "auto":
+        return ""
+    known = KNOWN.get(op)
+    return known(tensors, others) if known else ""
+
+
+def automatic() -> bool:
+    """Whether the choice is ours: no backend is set."""
+    return _active == "auto"
+
+
 def use_kernel(op: str, input: torch.Tensor, unfit: str = "") -> bool:
     """Whether the C++ kernel computes this call; records the decision for :func:`explain`.
 
     ``unfit`` is the op's own reason to leave the call to ATen, empty if it has none.
     """
     if torch.compiler.is_compiling():  # traced once: nothing to record, and functorch's own state is torch's business
-        return (
-            not unfit and _active != "torch" and input.dtype in KERNEL_DTYPES and _device_has_kernels(input.device.type)
-        )
-    reason = unfit or _why_not(input)
+        fits = input.dtype in KERNEL_DTYPES and _device_has_kernels(op, input.device.type)
+        return not unfit and _active != "torch" and fits
+    reason = unfit or _why_not(op, input)
     _remember(op, "torch" if reason else "cpp", reason or f"{input.device.type} kernel for {input.dtype}")
     return not reason
 
 
-def _why_not(input: torch.Tensor) -> str:
+def _why_not(op: str, input: torch.Tensor) -> str:
     if _active == "torch":
         return 'backend("torch") is set'
     if input.dtype not in KERNEL_DTYPES:
         return f"no kernel for {input.dtype}"
-    if not _device_has_kernels(input.device.type):
+    if not _device_has_kernels(op, input.device.type):
         return f"no kernel for device {input.device.type}"
     if input.layout != torch.strided:
         return f"no kernel for layout {input.layout}"
@@ -120,8 +144,30 @@ def _remember(op: str, implementation: str, reason: str) -> None:
         _last = Decision(op, implementation, reason)
 
 
-def _device_has_kernels(device: str) -> bool:
-    return device == "cpu" or device == "meta"
+_on_cuda: set[str] = set()  # public ops all of whose kernels the CUDA library has
+
+
+def declare(op: str, kernels: Iterable[str]) -> None:
+    """Tells which native ops a public op calls, so that it is sent to a device only where all of them have kernels."""
+    if CUDA_KERNELS.issuperset(kernels):
+        _on_cuda.add(op)
+
+
+def _device_has_kernels(op: str, device: str) -> bool:
+    return device == "cpu" or device == "meta" or (device == "cuda" and op in _on_cuda)
+
+
+def allow_tf32(input: torch.Tensor) -> bool:
+    """Whether a matrix product of float32 CUDA tensors may round its operands to TF32: torch's own setting, now.
+
+    It is read in Python and handed to the op as an argument, so that a compiled graph holds the value it was traced with
+    and torch.compile's guard on the setting traces again when it changes; a global of ours would need such a guard itself.
+    """
+    if not input.is_cuda or input.dtype != torch.float32:
+        return False
+    if torch.compiler.is_compiling():  # the getter that dynamo knows and guards
+        return torch.backends.cuda.matmul.allow_tf32
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"  # takes settings by either of torch's two interfaces
 
 
 def autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:

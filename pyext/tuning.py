@@ -1,0 +1,319 @@
+"""The measured table that ``auto`` obeys: for calls seen on this machine, how long our kernels take and how long native.
+
+An entry is a call's arguments as far as they matter (sizes, dtypes, layouts, other arguments, threads, with or without
+autograd) and two medians. A call with the same arguments takes the faster one; a call between the sizes measured takes
+what the measured ones of its size class take together. Without an entry our kernel is taken.
+
+The table is one JSON file in the user's cache folder (``TORCHSMITH_CACHE`` names another). It holds for one torch, one
+torchsmith, one processor and instruction set; another's is ignored, and replaced by the next measuring.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from . import dispatch
+
+__all__ = ["Call", "Entry", "Table", "keep", "measure", "native_is_faster", "record", "table_path", "tune"]
+
+FORMAT = 1
+#: Native is taken when ours takes this much longer: repeated medians differ by 1-2 %, and a tie is ours.
+MARGIN = 1.03
+#: Calls whose choice is remembered; beyond that (lengths that never repeat) it is forgotten and looked up again.
+REMEMBERED = 10_000
+
+# ------------------------------------------------------------------------------------------------ what a call is
+
+
+def describe(value: Any) -> Any:
+    """An argument as far as speed depends on it: hashable, and the same again after a trip through JSON."""
+    if isinstance(value, torch.Tensor):
+        return "tensor", tuple(value.shape), str(value.dtype).removeprefix("torch."), _layout(value)
+    if isinstance(value, PackedSequence):
+        return "packed", describe(value.data), int(value.batch_sizes[0]), len(value.batch_sizes)
+    if isinstance(value, (tuple, list, torch.Size)):
+        if len(value) == 2 and isinstance(value[0], int) and value[0] == value[1]:
+            return value[0]  # a window of (3, 3) is one of 3
+        return tuple(describe(v) for v in value)
+    return value
+
+
+def _layout(t: torch.Tensor) -> str:
+    if t.is_contiguous():
+        return "contiguous"
+    return "channels_last" if t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) else "strided"
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def size_class(described: Any) -> Any:
+    """The same with every size of a tensor rounded: to 8 exactly, above that to a half octave."""
+    if not isinstance(described, tuple) or not described:
+        return described
+    if described[0] == "tensor":
+        return "tensor", tuple(map(_half_octave, described[1])), *described[2:]
+    if described[0] == "packed":
+        return "packed", size_class(described[1]), *map(_half_octave, described[2:])
+    return tuple(size_class(d) for d in described)
+
+
+def _half_octave(n: int) -> int:
+    # (n * n).bit_length() counts half octaves in integers: twice log2(n), rounded down.
+    return n if n <= 8 else 8 + (n * n).bit_length()
+
+
+@dataclass(frozen=True)
+class Entry:
+    op: str
+    arguments: Any  #: described
+    threads: int
+    grad: bool
+    cpp_us: float
+    torch_us: float
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return self.op, self.arguments, self.threads, self.grad
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+def table_path() -> Path:
+    """Where this user's table lies."""
+    folder = os.environ.get("TORCHSMITH_CACHE")
+    if not folder:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchsmith"
+    return Path(folder) / "tuned.json"
+
+
+def made_for() -> dict[str, str]:
+    """What a table's figures hold for."""
+    from .bench.harness import environment
+
+    facts = environment()
+    return {name: str(facts[name]) for name in ("torch", "torchsmith", "processor", "isa")}
+
+
+@dataclass
+class Table:
+    entries: dict[tuple[Any, ...], Entry] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> Table:
+        """The saved table; an empty one where there is none, it is broken, or it was made for another installation."""
+        try:
+            data = json.loads((path or table_path()).read_text(encoding="utf-8"))
+            if data["format"] != FORMAT or data["made_for"] != made_for():
+                return cls()
+            rows = [Entry(**{**row, "arguments": _tuples(row["arguments"])}) for row in data["entries"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls()
+        return cls({row.key: row for row in rows})
+
+    def save(self, path: Path | None = None) -> Path:
+        """Joins the saved table and this one (this one's figures win) and replaces the file in one step."""
+        from filelock import FileLock  # torch needs it too
+
+        path = path or table_path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            self.entries = {**Table.load(path).entries, **self.entries}
+            data = {"format": FORMAT, "made_for": made_for(), "entries": [asdict(e) for e in self.entries.values()]}
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump(data, file, indent=1)
+                os.replace(name, path)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        return path
+
+    def activate(self) -> None:
+        """Lets ``auto`` obey this table, and no other."""
+        by_op: dict[str, _Known] = {}
+        for entry in self.entries.values():
+            by_op.setdefault(entry.op, _Known(entry.op)).add(entry)
+        dispatch.KNOWN.clear()
+        # An op for which native never wins needs no looking up.
+        dispatch.KNOWN.update({op: known for op, known in by_op.items() if known.loses_somewhere()})
+
+
+class _Known:
+    """What the table says of one op's calls."""
+
+    def __init__(self, op: str) -> None:
+        self.op = op
+        self.exact: dict[Any, str] = {}
+        self.classes: dict[Any, tuple[float, float]] = {}
+        self.remembered: dict[Any, str] = {}
+
+    def add(self, entry: Entry) -> None:
+        self.exact[entry.arguments, entry.threads, entry.grad] = _verdict(entry.cpp_us, entry.torch_us, "these sizes")
+        at = size_class(entry.arguments), entry.threads, entry.grad
+        cpp, native = self.classes.get(at, (0.0, 0.0))
+        self.classes[at] = cpp + entry.cpp_us, native + entry.torch_us
+
+    def loses_somewhere(self) -> bool:
+        return any(self.exact.values())
+
+    def __call__(self, tensors: tuple[Any, ...], others: tuple[Any, ...]) -> str:
+        grad = torch.is_grad_enabled() and any(t.requires_grad for t in _leaves(tensors))
+        key = describe((*tensors, *others)), torch.get_num_threads(), grad
+        reason = self.remembered.get(key)
+        if reason is None:
+            reason = self.exact.get(key)
+            if reason is None:
+                sums = self.classes.get((size_class(key[0]), *key[1:]))
+                reason = _verdict(*sums, "sizes like these") if sums else ""
+            if len(self.remembered) >= REMEMBERED:
+                self.remembered.clear()
+            self.remembered[key] = reason
+        return reason
+
+
+def _leaves(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, PackedSequence):
+            yield value.data
+        elif isinstance(value, (list, tuple)):
+            yield from _leaves(value)
+
+
+def native_is_faster(cpp_us: float, torch_us: float) -> bool:
+    return cpp_us >= MARGIN * torch_us
+
+
+def _verdict(cpp_us: float, torch_us: float, what: str) -> str:
+    if not native_is_faster(cpp_us, torch_us):
+        return ""
+    return f"native is faster for {what}: measured {torch_us:.3g} us against {cpp_us:.3g} us"
+
+
+# ------------------------------------------------------------------------------------------------ recording and measuring
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call to measure: the public function's arguments in its order, with or without autograd."""
+
+    op: str
+    arguments: tuple[Any, ...]
+    grad: bool
+    threads: int
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return self.op, describe(self.arguments), self.threads, self.grad
+
+
+@contextlib.contextmanager
+def record() -> Iterator[list[Call]]:
+    """The calls of our ops made inside, each once; they are computed by our kernels meanwhile."""
+    from .spec import all_specs
+
+    seen: dict[tuple[Any, ...], Call] = {}
+
+    def note(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...]) -> str:
+        grad = torch.is_grad_enabled() and any(t.requires_grad for t in _leaves(tensors))
+        call = Call(op, (*tensors, *others), grad, torch.get_num_threads())
+        if call.key not in seen:
+            seen[call.key] = replace(call, arguments=_detached(call.arguments))
+        return ""
+
+    before = dict(dispatch.KNOWN)
+    calls: list[Call] = []
+    dispatch.KNOWN.update({spec.name: partial(note, spec.name) for spec in all_specs()})
+    try:
+        yield calls
+    finally:
+        dispatch.KNOWN.clear()
+        dispatch.KNOWN.update(before)
+        calls.extend(seen.values())
+
+
+def _detached(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    from .bench.harness import map_tensors
+
+    return map_tensors(arguments, lambda t: t.detach().requires_grad_(t.requires_grad and t.is_floating_point()))
+
+
+def measure(call: Call, quick: bool = False) -> Entry:
+    """Times our kernel and native by turns on the call's own tensors: forward, with autograd also backward."""
+    from .bench import harness
+    from .spec import all_specs
+
+    (spec,) = (s for s in all_specs() if s.name == call.op)
+    arms = [_arm(spec.function, call, name) for name in ("cpp", "torch")]
+    with harness.threads(call.threads):
+        times = harness.interleave(harness.Pair(*arms), harness.Plan.quick() if quick else harness.Plan(budget_s=0.2))
+    cpp_us, torch_us = (sorted(t)[len(t) // 2] * 1e6 for t in (times.ours, times.native))
+    return Entry(call.op, describe(call.arguments), call.threads, call.grad, cpp_us, torch_us)
+
+
+def _arm(function: Callable[..., Any], call: Call, backend: str) -> Callable[[int], None]:
+    from .bench.harness import leaves
+
+    names = list(inspect.signature(function).parameters.values())
+    positional = [a for a, p in zip(call.arguments, names, strict=False) if p.kind is not p.KEYWORD_ONLY]
+    keywords = {p.name: a for a, p in zip(call.arguments, names, strict=False) if p.kind is p.KEYWORD_ONLY}
+    wanted = [t for t in leaves(call.arguments) if t.requires_grad]
+
+    def once() -> list[torch.Tensor]:
+        return [t for t in leaves(function(*positional, **keywords)) if t.requires_grad]
+
+    def run(count: int) -> None:
+        with dispatch.backend(backend), torch.set_grad_enabled(call.grad):
+            for _ in range(count):
+                outputs = once()
+                if call.grad:
+                    torch.autograd.grad(outputs, wanted, [torch.ones_like(o) for o in outputs], allow_unused=True)
+
+    return run
+
+
+def tune(
+    function: Callable[..., Any], *inputs: Any, quick: bool = False, save: bool = True, **keywords: Any
+) -> list[Entry]:
+    """Measures our ops on the sizes that ``function(*inputs, **keywords)`` calls them with, and lets ``auto`` obey.
+
+    Args:
+        function: a model, or any function that uses torchsmith's ops; it is called once, as the caller would: under
+            ``torch.no_grad()`` inference is tuned, else training (forward and backward of each op).
+        quick: measure a tenth of the time.
+        save: also keep the figures in the user's cache folder, for later processes.
+
+    Returns:
+        The entries measured, in the order of the calls. Sizes that other calls had keep what was measured for them.
+    """
+    with record() as calls:
+        function(*inputs, **keywords)
+    entries = [measure(call, quick) for call in calls]
+    keep(entries, save)
+    return entries
+
+
+def keep(entries: Iterable[Entry], save: bool = True) -> None:
+    """Adds entries to the table in use, and with ``save`` to the file."""
+    table = Table.load()
+    table.entries |= {entry.key: entry for entry in entries}
+    if save:
+        table.save()
+    table.activate()

@@ -1,0 +1,313 @@
+"""The measured table: what it keeps, what ``auto`` makes of it, and that neither a kill nor a second process harms it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.nn.utils.rnn import pack_sequence
+
+import torchsmith
+from torchsmith import dispatch, tuning
+from torchsmith.cli import main
+from torchsmith.spec import all_specs
+from torchsmith.tuning import Entry, Table, describe, size_class
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHSMITH_CACHE", str(tmp_path))
+    yield tmp_path
+    dispatch.KNOWN.clear()
+
+
+def entry(op, arguments, cpp_us, torch_us, grad=False, threads=None):
+    return Entry(op, describe(arguments), threads or torch.get_num_threads(), grad, cpp_us, torch_us)
+
+
+def table(*entries):
+    return Table({e.key: e for e in entries})
+
+
+def chosen(op, *arguments, **keywords):
+    getattr(torchsmith, op)(*arguments, **keywords)
+    return torchsmith.explain()
+
+
+# ------------------------------------------------------------------------------------------------ what auto makes of it
+
+
+def test_auto_takes_the_faster_one_and_says_why():
+    x, w = torch.randn(3, 5), torch.randn(4, 5)
+    ours = torchsmith.linear(x, w)
+    table(entry("linear", (x, w, None), cpp_us=12.0, torch_us=9.0)).activate()
+    decision = chosen("linear", x, w)
+    assert decision.implementation == "torch"
+    assert decision.reason == "native is faster for these sizes: measured 9 us against 12 us"
+    torch.testing.assert_close(torchsmith.linear(x, w), ours)
+    assert torch.equal(torchsmith.linear(x, w), torch.nn.functional.linear(x, w))
+    with torchsmith.backend("cpp"):
+        assert chosen("linear", x, w).implementation == "cpp"
+    assert chosen("linear_relu", x, w).implementation == "cpp"  # nothing is known of it
+
+
+@pytest.mark.parametrize(("cpp_us", "torch_us"), [(9.0, 12.0), (10.0, 10.0), (10.2, 10.0)])
+def test_ours_is_kept_where_it_is_faster_or_ties(cpp_us, torch_us):
+    x, w = torch.randn(3, 5), torch.randn(4, 5)
+    loses = entry("linear", (torch.randn(500, 500), w, None), 2.0, 1.0)
+    table(entry("linear", (x, w, None), cpp_us, torch_us), loses).activate()
+    assert chosen("linear", x, w).implementation == "cpp"
+
+
+def test_an_op_that_never_loses_is_not_looked_up():
+    table(entry("linear", (torch.randn(3, 5), torch.randn(4, 5), None), 1.0, 2.0)).activate()
+    assert not dispatch.KNOWN
+
+
+def test_what_distinguishes_calls():
+    x, w = torch.randn(20, 30), torch.randn(40, 30)
+    table(entry("linear", (x, w, None), 2.0, 1.0)).activate()
+    assert chosen("linear", x, w).implementation == "torch"
+    assert chosen("linear", x.double(), w.double()).implementation == "cpp"
+    assert chosen("linear", x.requires_grad_(), w).implementation == "cpp"
+    x.requires_grad_(False)
+    assert chosen("linear", x.t().contiguous().t(), w).implementation == "cpp"
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        assert chosen("linear", x, w).implementation == "cpp"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_sizes_between_the_measured_ones_take_what_their_class_takes():
+    w = torch.randn(40, 30)
+    near = [entry("linear", (torch.randn(n, 30), w, None), cpp, native) for n, cpp, native in ((96, 5, 4), (100, 9, 5))]
+    table(*near, entry("linear", (torch.randn(101, 30), w, None), 1.0, 2.0)).activate()
+    decision = chosen("linear", torch.randn(110, 30), w)
+    assert (decision.implementation, "sizes like these" in decision.reason) == ("torch", True)
+    assert chosen("linear", torch.randn(101, 30), w).implementation == "cpp"  # measured itself
+    assert chosen("linear", torch.randn(400, 30), w).implementation == "cpp"
+
+
+def test_small_sizes_are_classes_of_their_own():
+    assert [size_class(describe(torch.empty(n))) for n in range(9)] == [describe(torch.empty(n)) for n in range(9)]
+    classes = [size_class(describe(torch.empty(n)))[1][0] for n in range(9, 5000)]
+    assert classes == sorted(classes)
+    assert 16 <= len(set(classes)) <= 20  # two an octave
+
+
+CALLS = {
+    "conv2d": lambda x: torchsmith.conv2d(x, torch.randn(4, 3, 3, 3), None, 2, (1, 1)),
+    "conv2d_relu_maxpool2d": lambda x: torchsmith.conv2d_relu_maxpool2d(x, torch.randn(4, 3, 3, 3), pool_kernel_size=3),
+    "max_pool2d": lambda x: torchsmith.max_pool2d(x, 2),
+    "linear_relu": lambda x: torchsmith.linear_relu(x, torch.randn(4, 9)),
+    "rnn_cell": lambda x: torchsmith.nn.RNNCell(3, 4, nonlinearity="relu")(x[0, :, :2, 0].t(), torch.zeros(2, 4)),
+    "gru_cell": lambda x: torchsmith.nn.GRUCell(3, 4)(x[0, :, :2, 0].t(), torch.zeros(2, 4)),
+    "rnn": lambda x: torchsmith.nn.RNN(9, 4, 2, bidirectional=True)(x[0]),
+    "gru": lambda x: torchsmith.nn.GRU(9, 4, batch_first=True)(x[0]),
+    "gru packed": lambda x: torchsmith.nn.GRU(9, 4)(pack_sequence([x[0, 0], x[0, 1, :2]])),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_op_obeys(name):
+    """What is recorded of a call is found again at the next one, through the file, and decides it."""
+    x, call = torch.randn(1, 3, 9, 9), CALLS[name]
+    with tuning.record() as calls:
+        call(x)
+    (seen,) = calls
+    assert seen.op == name.partition(" ")[0]
+    Table({seen.key: Entry(seen.op, describe(seen.arguments), seen.threads, seen.grad, 2.0, 1.0)}).save()
+    Table.load().activate()
+    call(x)
+    assert torchsmith.explain() == dispatch.Decision(
+        seen.op, "torch", "native is faster for these sizes: measured 1 us against 2 us"
+    )
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_op_can_be_measured_as_recorded(name):
+    with tuning.record() as calls:
+        CALLS[name](torch.randn(1, 3, 9, 9))
+    measured = tuning.measure(calls[0], quick=True)
+    assert measured.key == calls[0].key
+    assert measured.cpp_us > 0 and measured.torch_us > 0
+
+
+def test_a_compiled_function_is_one_graph_with_a_table():
+    x, w = torch.randn(3, 5), torch.randn(4, 5)
+    table(entry("linear", (x, w, None), cpp_us=12.0, torch_us=9.0)).activate()
+    compiled = torch.compile(lambda x: torchsmith.linear(x, w), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), torch.nn.functional.linear(x, w))
+
+
+def test_windows_of_one_size_are_one_call():
+    assert describe((3, 3)) == describe([3, 3]) == 3
+    assert describe((3, 2)) == (3, 2)
+
+
+def test_channels_last_convolutions_are_natives():
+    x, w = torch.randn(2, 4, 6, 6).to(memory_format=torch.channels_last), torch.randn(8, 4, 3, 3)
+    decision = chosen("conv2d", x, w)
+    assert decision.implementation == "torch" and "channels_last" in decision.reason
+    assert chosen("conv2d", x, torch.randn(4, 1, 3, 3), groups=4).implementation == "cpp"
+    assert chosen("conv2d_relu_maxpool2d", x, w).implementation == "cpp"
+    assert chosen("conv2d", x.contiguous(), w).implementation == "cpp"
+    with torchsmith.backend("cpp"):
+        assert chosen("conv2d", x, w).implementation == "cpp"
+
+
+# ------------------------------------------------------------------------------------------------ measuring a model
+
+
+def test_tune_measures_what_a_model_calls(cache):
+    model = torch.nn.Sequential(
+        torchsmith.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torchsmith.nn.Linear(32, 4), torchsmith.nn.Linear(4, 4)
+    )
+    x = torch.randn(2, 1, 6, 6)
+    entries = torchsmith.tune(model, x, quick=True)
+    assert [(e.op, e.grad) for e in entries] == [("conv2d", True), ("linear", True), ("linear", True)]
+    assert entries[0].arguments[0] == ("tensor", (2, 1, 6, 6), "float32", "contiguous")
+    assert list(Table.load().entries.values()) == entries
+    with torch.no_grad():
+        again = torchsmith.tune(model, x, quick=True, save=False)
+    assert [e.grad for e in again] == [False] * 3
+    assert len(Table.load().entries) == 3
+
+
+def test_the_figures_are_of_the_named_implementations():
+    """The arm called torch is ATen and the arm called cpp is ours: each leaves its mark in explain()."""
+    with tuning.record() as calls:
+        torchsmith.linear(torch.randn(3, 5), torch.randn(4, 5))
+    function = next(s.function for s in all_specs() if s.name == "linear")
+    for name in ("cpp", "torch"):
+        tuning._arm(function, calls[0], name)(1)
+        assert torchsmith.explain().implementation == name
+
+
+# ------------------------------------------------------------------------------------------------ the file
+
+
+ONE = entry("linear", (torch.empty(3, 5), torch.empty(4, 5), None), 12.0, 9.0, threads=1)
+OTHER = entry("linear", (torch.empty(7, 5), torch.empty(4, 5), None), 8.0, 9.0, threads=1)
+
+
+def test_saved_tables_are_joined(cache):
+    table(ONE).save()
+    table(OTHER).save()
+    assert Table.load().entries == table(ONE, OTHER).entries
+    faster = Entry(**{**ONE.__dict__, "cpp_us": 5.0})
+    table(faster).save()
+    assert Table.load().entries == table(faster, OTHER).entries
+    assert {p.name for p in cache.iterdir()} <= {"tuned.json", "tuned.json.lock"}
+
+
+@pytest.mark.parametrize("name", ["torch", "torchsmith", "processor", "isa"])
+def test_a_table_of_another_installation_is_ignored_and_replaced(name, cache):
+    path = table(ONE).save()
+    data = json.loads(path.read_text())
+    data["made_for"][name] = "another"
+    path.write_text(json.dumps(data))
+    assert Table.load().entries == {}
+    table(OTHER).save()
+    assert Table.load().entries == table(OTHER).entries
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format": 99}', '{"format": 1}', '{"format": 1, "made_for": 3, "entries": 4}']
+)
+def test_a_broken_file_is_no_table(text, cache):
+    (cache / "tuned.json").write_text(text)
+    assert Table.load().entries == {}
+
+
+def test_entries_of_the_wrong_form_are_no_table(cache):
+    path = table(ONE).save()
+    data = json.loads(path.read_text())
+    data["entries"][0]["speed"] = 3
+    path.write_text(json.dumps(data))
+    assert Table.load().entries == {}
+
+
+def test_a_failed_save_leaves_the_old_file(cache, monkeypatch):
+    path = table(ONE).save()
+    before = path.read_bytes()
+    monkeypatch.setattr(tuning.json, "dump", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        table(OTHER).save()
+    assert path.read_bytes() == before
+    assert not list(cache.glob("*.tmp"))
+
+
+def run(code, cache, **more):
+    environment = {**os.environ, "TORCHSMITH_CACHE": str(cache)}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, **more)
+
+
+def test_a_new_process_obeys_the_table(cache):
+    table(ONE).save()
+    code = (
+        "import torch, torchsmith; torch.set_num_threads(1); "
+        "torchsmith.linear(torch.randn(3, 5), torch.randn(4, 5)); print(torchsmith.explain().implementation)"
+    )
+    assert run(code, cache).communicate()[0].strip() == "torch"
+
+
+def test_two_processes_at_once_lose_nothing(cache):
+    code = """
+import sys, torch
+from torchsmith.tuning import Entry, Table
+for i in range(20):
+    e = Entry("linear", (("tensor", ({start} + i, 2), "float32", "contiguous"),), 1, False, 1.0, 2.0)
+    Table({{e.key: e}}).save()
+"""
+    processes = [run(code.format(start=start), cache) for start in (0, 1000)]
+    assert [p.wait(120) for p in processes] == [0, 0]
+    sizes = {e.arguments[0][1][0] for e in Table.load().entries.values()}
+    assert sizes == {*range(20), *range(1000, 1020)}
+
+
+def test_a_killed_tune_leaves_the_old_table(cache):
+    path = table(ONE).save()
+    before = path.read_bytes()
+    line = [sys.executable, "-m", "torchsmith", "tune", "--op", "gru", "--threads", "1"]
+    process = subprocess.Popen(line, env={**os.environ, "TORCHSMITH_CACHE": str(cache)}, stderr=subprocess.DEVNULL)
+    time.sleep(4)  # into the measuring, which takes longer
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert path.read_bytes() == before
+    assert Table.load().entries == table(ONE).entries
+
+
+# ------------------------------------------------------------------------------------------------ the command
+
+
+def invoke(*args):
+    return CliRunner().invoke(main, ["tune", *args], prog_name="torchsmith")
+
+
+def test_the_command_measures_keeps_and_shows(cache):
+    assert "no table for this installation" in invoke("--show").output
+    result = invoke("--op", "rnn_cell", "--quick", "--threads", "1")
+    assert result.exit_code == 0, result.output
+    entries = Table.load().entries.values()
+    assert {(e.op, e.threads, e.grad) for e in entries} == {("rnn_cell", 1, False), ("rnn_cell", 1, True)}
+    shown = invoke("--show").output.splitlines()
+    assert shown[0].split()[:3] == ["op", "arguments", "mode"]
+    assert len(shown) == 1 + len(entries)
+    for line in shown[1:]:
+        ratio, winner = float(line.split()[-2]), line.split()[-1]
+        assert winner == ("native" if ratio < 1 / tuning.MARGIN else "ours") or abs(ratio * tuning.MARGIN - 1) < 0.01
+
+
+def test_wrong_options_are_named():
+    result = invoke("--op", "conv3d")
+    assert result.exit_code == 2 and "'conv3d' is not one of" in result.output and "max_pool2d" in result.output
+    assert invoke("--threads", "0").exit_code == 2
