@@ -2,7 +2,7 @@
 # make test     the tests
 # make bench    every op and model against native PyTorch (let nothing else run meanwhile)
 # make readme   the generated tables of README.md; `make record` measures and records anew what it quotes
-# make mutants  plants bugs in a copy, one at a time, and shows that the tests catch each (a quarter of an hour)
+# make mutants  plants bugs in a copy, one at a time, and shows that the tests catch each (half an hour)
 # make compat   one wheel, checked unrebuilt under other releases of torch (downloads several GB)
 # make clean    remove what was built; `make distclean` the environment too
 #

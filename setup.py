@@ -4,7 +4,7 @@ Quick rebuild while working on csrc/ (compiles what changed, places the librarie
 
     python setup.py build_ext --inplace
 
-Knobs: MAX_JOBS, CXX, CXXFLAGS, LDFLAGS. What is compiled and how is in buildtools/.
+Knobs: MAX_JOBS, CXX, CXXFLAGS, LDFLAGS; CUDA_HOME, TORCH_CUDA_ARCH_LIST, FORCE_CUDA=1, TORCHSMITH_CUDA=0. What is compiled and how is in buildtools/.
 """
 
 import shutil
@@ -36,7 +36,7 @@ class NinjaBuild(build_ext):
     """Lets ninja make every library at once, then places each where setuptools expects its extension."""
 
     def get_ext_filename(self, fullname):
-        # _cpu.so is loaded by torch, not imported: it has no Python version in its name.
+        # _cpu.so and _cuda.so are loaded by torch, not imported: they have no Python version in their names.
         package, _, name = fullname.rpartition(".")
         file = f"{name}.so" if name != "_native" else f"{name}{ninjafile.EXT_SUFFIX}"
         return str(Path(*package.split("."), file)) if package else file
@@ -47,6 +47,9 @@ class NinjaBuild(build_ext):
         except toolchain.BuildError as error:
             raise SystemExit(f"error: {error}") from None
         for extension in self.extensions:
+            if extension.optional and extension.name.rpartition(".")[2] + ".so" not in made:
+                Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)  # not an old build's
+                continue
             target = Path(self.get_ext_fullpath(extension.name))
             target.parent.mkdir(parents=True, exist_ok=True)
             # Never written in place: a process that has the old library mapped would crash.
@@ -67,6 +70,10 @@ class FreshBuildPy(build_py):
 setup(
     packages=packages(),
     package_dir=ROOMS,
-    ext_modules=[Extension("torchsmith._cpu", []), Extension("torchsmith._native", [])],
+    ext_modules=[
+        Extension("torchsmith._cpu", []),
+        Extension("torchsmith._cuda", [], optional=True),  # where there is a CUDA toolkit
+        Extension("torchsmith._native", []),
+    ],
     cmdclass={"build_ext": NinjaBuild, "build_py": FreshBuildPy},
 )

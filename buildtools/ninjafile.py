@@ -1,8 +1,8 @@
 """Writes build.ninja for the native libraries and runs it: parallel, incremental, with tracked headers.
 
 A library is a function here that adds its edges to a :class:`Plan` and returns the file it makes; setup.py places those
-files in the package. ``cpu_library`` and ``native_module`` exist always; a library that depends on what the machine has
-(nvcc) is one more such function, called from :func:`plan_all`.
+files in the package. ``cpu_library`` and ``native_module`` exist always, ``cuda_library`` where there is a CUDA toolkit,
+also if the installed torch knows no CUDA: a CUDA torch may load the same wheel.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -29,6 +30,11 @@ rule cxx
   description = compile $out
   depfile = $out.d
   deps = gcc
+rule nvcc
+  command = $nvcc $flags -MD -MF $out.d -c $in -o $out 2> $out.log || (cat $out.log >&2; exit 1)
+  description = compile $out
+  depfile = $out.d
+  deps = gcc
 rule link
   command = $cxx -shared -s $in -o $out $flags
   description = link $out
@@ -44,7 +50,7 @@ class Plan:
     version: str
     torch: toolchain.Torch
     cxx: str
-    cuda_archs: str = ""
+    cuda: toolchain.Cuda | None = None
     edges: list[str] = field(default_factory=list)
     #: file in the package -> file made by the build
     products: dict[str, Path] = field(default_factory=dict)
@@ -59,7 +65,8 @@ class Plan:
         return [*toolchain.CXX_FLAGS, f"-fmacro-prefix-map={self.root}/=", f"-I{self.root / 'csrc'}"]
 
     def text(self) -> str:
-        return f"{_RULES}cxx = {self.cxx.replace('$', '$$')}\n" + "".join(self.edges)
+        tools = {"cxx": self.cxx, "nvcc": shlex.quote(str(self.cuda.nvcc)) if self.cuda else "nvcc"}
+        return _RULES + "".join(f"{k} = {v.replace('$', '$$')}\n" for k, v in tools.items()) + "".join(self.edges)
 
 
 def _path(path: Path) -> str:
@@ -99,6 +106,40 @@ def cpu_library(plan: Plan) -> Path:
     return plan.products["_cpu.so"]
 
 
+def nvcc_flags(plan: Plan) -> list[str]:
+    """What every csrc/cuda/*.cu is compiled with, but for what to compile for."""
+    host = [
+        "-fPIC",
+        "-fvisibility=hidden",
+        f"-fmacro-prefix-map={plan.root}/=",
+        f"-fmacro-prefix-map={plan.torch.include}/=",
+    ]
+    compiler = shlex.split(plan.cxx)[-1]  # nvcc takes one word: what stands before it (ccache) is left out
+    return [
+        *toolchain.NVCC_FLAGS,
+        f"-ccbin={shutil.which(compiler) or compiler}",
+        f"-Xcompiler={','.join(host)}",
+        f"-DTORCH_TARGET_VERSION={toolchain.TORCH_TARGET_VERSION}",
+        "-DUSE_CUDA",  # declares the stable ABI's CUDA functions
+        f"-I{plan.root / 'csrc'}",
+        f"-isystem={plan.torch.include}",
+    ]
+
+
+def cuda_library(plan: Plan, cpu: Path) -> Path:
+    """_cuda.so: every csrc/cuda/*.cu, registering its kernels with the schemas that _cpu.so defines."""
+    flags = [*nvcc_flags(plan), *plan.cuda.gencodes()]
+    sources = sorted((plan.root / "csrc" / "cuda").glob("*.cu"))
+    objects = [plan.edge("nvcc", plan.out / f"{s.stem}.cuda.o", [s], flags) for s in sources]
+    # The CUDA runtime goes inside: one library for torch of any CUDA version. libtorch.so of a CUDA torch brings
+    # libtorch_cuda.so, where the stream comes from; that of a CPU torch has the same name and serves to link.
+    libs = [f"-L{plan.cuda.lib}", "-lcudart_static", "-lrt", "-lpthread", "-ldl", "-Wl,--exclude-libs,ALL"]
+    libs += ["-Wl,--no-as-needed", f"-L{plan.torch.lib}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    flags = ["-Wl,-soname,_cuda.so", "-Wl,-rpath,$ORIGIN", *_user("LDFLAGS"), *libs]
+    plan.products["_cuda.so"] = plan.edge("link", plan.out / "_cuda.so", [*objects, cpu], flags)
+    return plan.products["_cuda.so"]
+
+
 def native_module(plan: Plan, cpu: Path) -> Path:
     """_native: the pybind11 module, linked against the CPU library that lies beside it."""
     info = plan.out / "generated" / "build_info.h"
@@ -118,15 +159,20 @@ def _build_info(plan: Plan) -> str:
         "TS_FLAGS": " ".join([*toolchain.CXX_FLAGS, *_user("CXXFLAGS")]),
         "TS_TORCH_BUILT": plan.torch.version,
         "TS_TORCH_TARGET": toolchain.TORCH_TARGET,
-        "TS_CUDA_ARCHS": plan.cuda_archs,
+        "TS_CUDA_ARCHS": " ".join(plan.cuda.archs) if plan.cuda else "",
     }
     escaped = {k: v.replace("\\", "\\\\").replace('"', '\\"') for k, v in values.items()}
     return "#pragma once\n" + "".join(f'#define {k} "{v}"\n' for k, v in escaped.items())
 
 
 def plan_all(root: Path, out: Path, version: str) -> Plan:
-    plan = Plan(root, out, version, toolchain.find_torch(), toolchain.find_compiler())
+    cuda, why_not = toolchain.find_cuda()
+    if cuda is None:
+        print(f"note: no CUDA library: {why_not}", file=sys.stderr)
+    plan = Plan(root, out, version, toolchain.find_torch(), toolchain.find_compiler(), cuda)
     cpu = cpu_library(plan)
+    if cuda is not None:
+        cuda_library(plan, cpu)
     native_module(plan, cpu)
     return plan
 

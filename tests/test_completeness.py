@@ -1,7 +1,9 @@
 """No cell of the house is missing: every row has its files, every native op a spec, a fake kernel and a kernel for every dtype."""
 
+import re
 from pathlib import Path
 
+import mutants
 import pytest
 import torch
 
@@ -45,6 +47,18 @@ def test_every_source_is_a_row_or_shared():
     assert {p.stem for p in (ROOT / "pyext/ops").glob("[!_]*.py")} == set(ROWS)
 
 
+def test_cuda_sources_are_rows_in_full():
+    """A row with CUDA kernels has both its files, and registers a CUDA kernel for every native op of its specs."""
+    files = {p.name for p in (ROOT / "csrc/cuda").iterdir()}
+    shared = {f"{n}.cuh" for n in ("gemm", "gemm_product", "gemm_sources", "glue", "launch", "mma", "platform")}
+    rows = {Path(name).stem for name in files - shared}
+    assert files - shared == {f"{row}.{suffix}" for row in rows for suffix in ("cu", "cuh")}
+    assert {"linear", "maxpool2d"} <= rows <= set(ROWS)
+    for row in rows:
+        ops = {kernel for spec in all_specs() if spec.row == row for kernel in spec.kernels}
+        assert set(re.findall(r'm\.impl\("(\w+)"', (ROOT / f"csrc/cuda/{row}.cu").read_text())) == ops
+
+
 def test_every_native_op_is_described():
     described = {kernel for spec in all_specs() for kernel in spec.kernels}
     assert native_ops() == described
@@ -57,6 +71,13 @@ def test_every_native_op_has_kernels(op):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"torchsmith::{op}", key), f"{op}: no {key} kernel"
     (row,) = [r for r in _native.registry() if r["op"] == op and r["backend"] == "cpu"]
     assert {getattr(torch, name) for name in row["dtypes"]} == set(FLOATS)
+
+
+def test_planted_bugs_replace_what_is_there():
+    """A bug whose text has gone from the sources would end ``make mutants`` before it shows anything."""
+    gone = [bug.name for bug in mutants.BUGS if bug.right not in (ROOT / bug.file).read_text()]
+    assert not gone
+    assert len({bug.name for bug in mutants.BUGS}) == len(mutants.BUGS)
 
 
 @pytest.mark.parametrize("spec", all_specs(), ids=lambda s: s.name)

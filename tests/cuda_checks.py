@@ -1,0 +1,157 @@
+"""One row's CUDA kernels executed on the host: run by test_cuda_kernels.py, in a process that has the sanitizers.
+
+Every sample of the row's specs, and those of tests/cuda_rows/<row>.py, forward and backward, by the CUDA sources: results
+against the float64 reference by the rule of compare.py, bit for bit the same in three thread orders, on devices for which
+plans differ. Then: no kernel that the row can launch was left out.
+"""
+
+import importlib
+import itertools
+import json
+import os
+from pathlib import Path
+
+import cuda_gates
+import cuda_host
+import pytest
+import torch
+from compare import compare
+from contract import SEED, Call, samples_of
+
+from torchsmith.dispatch import backend
+from torchsmith.spec import FLOATS, all_specs
+
+ROW = os.environ["TORCHSMITH_TEST_ROW"]
+SPECS = [spec for spec in all_specs() if spec.row == ROW]
+MODULE = importlib.import_module(f"torchsmith.ops.{ROW}")
+
+
+def extra_samples(dtype):
+    if not (Path(__file__).parent / "cuda_rows" / f"{ROW}.py").is_file():
+        return []
+    torch.manual_seed(SEED)
+    return list(importlib.import_module(f"cuda_rows.{ROW}").samples(dtype))
+
+
+def every_sample(spec, dtype):
+    return [*samples_of(spec, dtype), *extra_samples(dtype)]
+
+
+def cases(dtypes=FLOATS, of=every_sample):
+    return [
+        pytest.param(spec, sample, id=f"{spec.name}-{str(dtype)[6:]}-{sample.name}".replace(" ", "_"))
+        for spec in SPECS
+        for dtype in dtypes
+        for sample in of(spec, dtype)
+    ]
+
+
+def on_host(call, spec, order, device, wanted=None):
+    with cuda_host.HostCuda(ROW, order, device) as host, backend("cpp"):
+        outputs, grads = call.gradients(spec.function, wanted)
+    return host.calls, [*outputs, *grads]
+
+
+def expected(sample, spec, dtype=None):
+    exact, exact_grads = Call(sample, torch.float64).gradients(spec.reference)
+    native, native_grads = Call(sample, dtype).gradients(spec.reference)
+    return [*native, *native_grads], [*exact, *exact_grads]
+
+
+def check(ours, native, exact):
+    assert len(ours) == len(native) == len(exact)
+    for i, (a, b, c) in enumerate(zip(ours, native, exact, strict=True)):
+        assert (a is None) == (b is None), f"result {i}"
+        if a is not None:
+            compare(a, b, c, f"result {i}")
+
+
+def bits(t):
+    return None if t is None else t.contiguous().view(-1).view(torch.uint8) if t.numel() else t.shape
+
+
+def same_bits(one, other):
+    for a, b in zip(one, other, strict=True):
+        a, b = bits(a), bits(b)
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, "thread orders give different bits: a race"
+
+
+@pytest.mark.parametrize("spec, sample", cases())
+def test_values_in_every_order(spec, sample):
+    results = []
+    for order in cuda_host.ORDERS:
+        calls, ours = on_host(Call(sample), spec, order, "h200")
+        assert calls, "no CUDA kernel was called"
+        results.append(ours)
+    native, exact = expected(sample, spec)
+    check(results[0], native, exact)
+    for other in results[1:]:
+        same_bits(results[0], other)
+    layouts = [
+        [t.is_contiguous(memory_format=torch.channels_last) for t in r if t is not None and t.dim() == 4]
+        for r in (ours, native)
+    ]
+    assert layouts[0][:1] == layouts[1][:1], "the output's layout is not native's"
+
+
+@pytest.mark.parametrize("spec, sample", cases(of=lambda spec, dtype: extra_samples(dtype)))
+def test_values_on_a_small_device(spec, sample):
+    """One multiprocessor: large tiles, no shares."""
+    _, ours = on_host(Call(sample), spec, "random", "one multiprocessor")
+    check(ours, *expected(sample, spec))
+
+
+@pytest.mark.skipif(not hasattr(MODULE, "allow_tf32"), reason="the row has no TF32")
+@pytest.mark.parametrize("device", cuda_host.DEVICES)
+@pytest.mark.parametrize("spec, sample", cases((torch.bfloat16,)))
+def test_values_in_tf32(spec, sample, device, monkeypatch):
+    """float32 with values that TF32 holds: the products are exact, so float32's tolerance holds for the sums.
+
+    Turing has no TF32 and computes in float32.
+    """
+    monkeypatch.setattr(MODULE, "allow_tf32", lambda t: t.dtype == torch.float32)
+    results = []
+    for order in cuda_host.ORDERS if device == "h200" else ["random"]:
+        _, ours = on_host(Call(sample, torch.float32), spec, order, device)
+        results.append(ours)
+    check(results[0], *expected(sample, spec, torch.float32))
+    for other in results[1:]:
+        same_bits(results[0], other)
+
+
+@pytest.mark.parametrize("spec, sample", cases((torch.float32,), of=samples_of))
+def test_every_subset_of_gradients(spec, sample):
+    call = Call(sample)
+    count = len(call.tensors)
+    _, full = on_host(call, spec, "ascending", "h200")
+    for wanted in itertools.product([False, True], repeat=count):
+        if count > 5 and sum(wanted) not in (1, count - 1):  # a deep stack's weights: each alone, and all but each
+            continue
+        if any(wanted):
+            _, some = on_host(call, spec, "ascending", "h200", list(wanted))
+            for w, one, every in zip(wanted, some[-count:], full[-count:], strict=True):
+                assert w or one is None
+                if w and every is not None:
+                    assert torch.equal(one.nan_to_num(7), every.nan_to_num(7))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
+def test_real_sizes(spec):
+    """The smallest shape of the benchmarks."""
+    case = min(spec.bench, key=lambda c: spec.flops(c.make(torch.float32, torch.device("cpu"))))
+    sample = case.make(torch.float32, torch.device("cpu"))
+    if sum(t.numel() for t in sample.args if isinstance(t, torch.Tensor)) > 10**6:
+        pytest.skip("too large for threads that are fibers")
+    _, ours = on_host(Call(sample), spec, "random", "h200")
+    check(ours, *expected(sample, spec))
+
+
+def test_every_kernel_was_executed():
+    """Runs last. Every instantiation in the row's library is launched by some test above."""
+    kernels = cuda_host.kernels(ROW)
+    never = [name for name, k in kernels.items() if k.launches == 0]
+    assert kernels and not never, never
+    named = {name.split("<")[0].rpartition("::")[2] for name in kernels}
+    assert cuda_host.declared(ROW) <= named
+    table = {cuda_gates.short(name): {"threads": k.threads, "shared": k.shared} for name, k in sorted(kernels.items())}
+    (cuda_gates.LAUNCHES / f"{ROW}.launches.json").write_text(json.dumps(table, indent=1))
