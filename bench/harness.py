@@ -135,8 +135,10 @@ def op_pair(
     else:
         raise ValueError(f"mode must be 'forward' or 'forward+backward', got {mode!r}")
     pair = Pair(*arms, ours_results=lambda: results(spec.function), native_results=lambda: results(native), held=held)
-    pair.verify = lambda: _same(pair.ours_results(), pair.native_results(), dtype)
     pair.exact_results = lambda: results(spec.reference, _widened)
+    # In 16 bits maxima tie, and gradients go to other cells than native's: both are judged by the exact results.
+    judge = pair.exact_results if dtype.itemsize == 2 else None
+    pair.verify = lambda: _same(pair.ours_results(), pair.native_results(), dtype, judge)
     pair.bytes = _nbytes(held) + _nbytes(results(spec.reference))
     return pair
 
@@ -261,16 +263,23 @@ def _step_arm(module: torch.nn.Module, inputs: tuple, target: torch.Tensor) -> C
 _LOOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 
-def _same(ours: list[torch.Tensor], native: list[torch.Tensor], dtype: torch.dtype) -> None:
+def _same(
+    ours: list[torch.Tensor],
+    native: list[torch.Tensor],
+    dtype: torch.dtype,
+    exact: Callable[[], list[torch.Tensor]] | None = None,
+) -> None:
     if [t.shape for t in ours] != [t.shape for t in native]:
         shapes = [[tuple(t.shape) for t in side] for side in (ours, native)]
         raise AssertionError(f"shapes differ: ours {shapes[0]}, native {shapes[1]}")
-    for i, (a, b) in enumerate(zip(ours, native, strict=True)):
+    judges = exact() if exact else native
+    for i, (a, b, judge) in enumerate(zip(ours, native, judges, strict=True)):
         if b.numel() == 0:
             continue
-        a, b = a.detach().double(), b.detach().double()
-        error = float((a - b).abs().max() / b.abs().max().clamp(min=1e-6))
-        if not (error <= _LOOSE.get(dtype, 1e-3)):
+        a, b, judge = a.detach().double(), b.detach().double(), judge.detach().double()
+        scale = judge.abs().max().clamp(min=1e-6)
+        error, allowed = float((a - judge).abs().max() / scale), 2 * float((b - judge).abs().max() / scale)
+        if not (error <= allowed + _LOOSE.get(dtype, 1e-3)):
             raise AssertionError(f"result {i} of ours is off by {error:.2g} of the largest value; it is not timed")
 
 

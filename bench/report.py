@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from torchsmith.bench.shapes import PLANS
+
 __all__ = [
     "key",
     "load",
@@ -176,6 +178,9 @@ def markdown(data: dict[str, Any]) -> str:
         "",
     ]
     parts = ["\n".join(head), f"## {SLOWER}\n\n" + _losses_table(losses(data))]
+    left = [r for r in data["rows"] if r.get("backend") == "torch"]
+    if left:
+        parts.append(f"## Left to native\n\n{LEFT}\n\n{_losses_table(left)}")
     parts += [f"## {title}\n\n{table(rows)}" for title, rows in sections(data)]
     detailed = [r for r in data["rows"] if "peak_bytes" in r or "error" in r]
     if detailed:
@@ -258,13 +263,17 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def loss_cells(r: dict[str, Any]) -> list[str]:
     """op, shape, mode, threads, baseline, ISA, its time, ours, ratio, remark."""
-    remark = "left to native" if r.get("backend") == "torch" else "within noise" if r["ratio_high"] >= 1 else ""
+    native = r.get("backend") == "torch"
+    remark = "left to native" if native else "within noise" if r["ratio_high"] >= 1 else ""
+    plan = PLANS.get(r["label"]) if remark != "within noise" else None
+    remark = "; ".join(filter(None, (remark, plan and f"cure: {plan}")))
     return [
         r["op"], r["label"], r["mode"], r["dtype"], str(r["threads"]), r.get("baseline", "eager"), r.get("isa", ""),
         duration(r["native_us"]), duration(r["ours_us"]), spread(r), remark,
     ]  # fmt: skip
 
 
+LEFT = "Calls that `auto` gives to native, because ours was measured slower here (`torchsmith tune`) or would copy the layout."
 SLOWER = "Slower than native, or than another baseline"
 LOSS_HEAD = "op,shape,mode,dtype,threads,baseline,ISA,its time,torchsmith,ratio,remark".split(",")
 

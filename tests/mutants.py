@@ -1,7 +1,8 @@
-"""Plants bugs, one at a time, and shows that the tests catch each: ``make mutants`` (about a quarter of an hour on 2 cores).
+"""Plants bugs, one at a time, and shows that the tests catch each: ``make mutants`` (about half an hour on 2 cores).
 
 A bug is a replacement in one source file of a copy of this repository, rebuilt where it is C++, tested with the contract
-tests that a change of that kind concerns. A bug that no test catches ends the run with exit status 1.
+tests that a change of that kind concerns; in CUDA sources, with the tests that execute the row's kernels on the host. A bug
+that no test catches ends the run with exit status 1.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchsmith import _native
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -25,10 +28,15 @@ class Bug:
     wrong: str
     tests: str  # pytest -k expression
 
+    @property
+    def cuda(self) -> bool:
+        return self.file.startswith("csrc/cuda")
+
 
 VALUES = "test_values_and_gradients and float32 and base and "
+PAIRS = "test_values_and_gradients and bfloat16 and avx512_bf16 and "
 BUGS = (
-    Bug("sign of a gradient", "csrc/cpu/gru.cpp", "dn = g * (T(1) - z)", "dn = -g * (T(1) - z)", VALUES + "gru"),
+    Bug("sign of a gradient", "csrc/cpu/gru.cpp", "dn = g * (W(1) - z)", "dn = -g * (W(1) - z)", VALUES + "gru"),
     Bug(
         "dilation of rows lost",
         "csrc/cpu/conv_image.h",
@@ -43,12 +51,26 @@ BUGS = (
         "shift(kw * e.DH - e.left)",
         VALUES + "conv2d",
     ),
-    Bug("lost NaN", "csrc/cpu/pool.h", "(v > best) | (v != v);", "(v > best);", VALUES + "max_pool2d"),
+    Bug("lost NaN", "csrc/cpu/pool.h", "(v > value) | (v != v);", "(v > value);", VALUES + "max_pool2d"),
     Bug(
         "the last of two equal cells wins",
         "csrc/cpu/pool.h",
-        "(v > best) | (v != v);",
-        "(v >= best) | (v != v);",
+        "(v > value) | (v != v);",
+        "(v >= value) | (v != v);",
+        VALUES + "max_pool2d",
+    ),
+    Bug(
+        "a maximum along a row starts in the padding",
+        "csrc/cpu/pool.h",
+        "(ow + i) * d.SW < d.PW; ++i)",
+        "false; ++i)",
+        VALUES + "max_pool2d",
+    ),
+    Bug(
+        "columns that meet other window cells taken together",
+        "csrc/cpu/pool_last.h",
+        "return last < d.W && image.columns.alike(iw, last);",
+        "return last < d.W;",
         VALUES + "max_pool2d",
     ),
     Bug(
@@ -61,16 +83,37 @@ BUGS = (
     Bug(
         "gates r and z swapped",
         "csrc/cpu/gru.cpp",
-        "r = sigmoid_vector(load_some<T>(x + i, n) + load_some<T>(q + i, n))",
-        "r = sigmoid_vector(load_some<T>(x + H + i, n) + load_some<T>(q + H + i, n))",
+        "r = sigmoid_vector(load_wide(x + i, n) + load_wide(q + i, n))",
+        "r = sigmoid_vector(load_wide(x + H + i, n) + load_wide(q + H + i, n))",
         VALUES + "gru",
     ),
     Bug(
         "bias of the first vector for the second",
         "csrc/cpu/gemm.h",
-        "load_n<T>(column_bias + v * L, n)",
-        "load_n<T>(column_bias, n)",
+        "load_wide(column_bias + v * L, n)",
+        "load_wide(column_bias, n)",
         VALUES + "linear",
+    ),
+    Bug(
+        "bias of y^T along the wrong side",
+        "csrc/cpu/linear.cpp",
+        "yt, M, {.row_bias = p.bias, .relu = relu}",
+        "yt, M, {.column_bias = p.bias, .relu = relu}",
+        VALUES + "linear",
+    ),
+    Bug(
+        "a row of x too few in the weight gradient of few rows",
+        "csrc/cpu/linear.cpp",
+        "for (int m = 1; m < M; ++m) sum += gn[m]",
+        "for (int m = 2; m < M; ++m) sum += gn[m]",
+        VALUES + "linear",
+    ),
+    Bug(
+        "last of equal cells wins in 2x2 windows",
+        "csrc/cpu/pool.h",
+        "const Mask<T> take = (v > value) | (v != v);",
+        "const Mask<T> take = (v >= value) | (v != v);",
+        VALUES + "pool",
     ),
     Bug("the last K block overwrites", "csrc/cpu/gemm.h", "e.accumulate || !first", "e.accumulate", VALUES + "linear"),
     Bug(
@@ -83,7 +126,7 @@ BUGS = (
     Bug(
         "bias gradient missing",
         "csrc/cpu/conv2d.cpp",
-        "sums[k] += sum_lanes<T>(sum[0] + sum[1]);",
+        "sums[k] += sum_lanes<W>(sum[0] + sum[1]);",
         "",
         VALUES + "conv2d",
     ),
@@ -102,13 +145,40 @@ BUGS = (
         VALUES + "linear_relu",
     ),
     Bug(
-        "no zeros inserted for a strided gradient",
+        "phases of a strided gradient in the wrong order",
+        "csrc/cpu/conv_phases.h",
+        "const int64_t rest = (a + P) % S;",
+        "const int64_t rest = (a + S - P % S) % S;",
+        VALUES + "conv2d and stride",
+    ),
+    Bug(
+        "depthwise outputs of one input share weights",
+        "csrc/cpu/conv_depthwise.h",
+        "w[(m * d.KH + kh) * d.KW + kw]",
+        "w[kh * d.KW + kw]",
+        VALUES + "conv2d and depthwise",
+    ),
+    Bug(
+        "depthwise edge columns forgotten in the weight gradient",
+        "csrc/cpu/conv_depthwise_last.h",
+        "if (ow == inner.begin) ow = inner.end;",
+        "if (ow == inner.begin) break;",
+        VALUES + "conv2d and channels_last",
+    ),
+    Bug(
+        "one window row too few at the lower edge",
         "csrc/cpu/conv_image.h",
-        "|| row * e.insert_h != virtual_row",
-        "",
+        "min_of(KH, low / DH + 1)",
+        "min_of(KH, low / DH)",
         VALUES + "conv2d",
     ),
-    Bug("window not flipped", "csrc/cpu/conv2d.cpp", "* area + area - 1 - i]", "* area + i]", VALUES + "conv2d"),
+    Bug(
+        "window not flipped",
+        "csrc/cpu/conv_phases.h",
+        "from[jw * columns.step]",
+        "from[(columns.taps - 1 - jw) * columns.step]",
+        VALUES + "conv2d",
+    ),
     Bug(
         "stride of rows and columns swapped",
         "csrc/cpu/conv_image.h",
@@ -140,16 +210,37 @@ BUGS = (
     Bug(
         "ended sequences not restarted from hx",
         "csrc/cpu/sequence.h",
-        "b < known ?",
-        "b < d.sizes[t] && before >= 0 && before < d.T ?",
+        "if (b < known)",
+        "if (b < d.sizes[t] && before >= 0 && before < d.T)",
         VALUES + "gru",
     ),
     Bug(
         "threads share a sum",
         "csrc/cpu/conv2d.cpp",
-        "flipped,\n                         partial + share * plan.share_size);",
-        "flipped, partial);",
+        "data,\n                         partial + share * plan.share_size);",
+        "data, partial);",
         "test_threads_on_real_sizes and conv2d or " + VALUES + "conv2d",
+    ),
+    Bug(
+        "odd element of a sum in pairs lost",
+        "csrc/cpu/bf16.h",
+        "return (elements + kPair<T> - 1) / kPair<T>;",
+        "return elements / kPair<T>;",
+        PAIRS + "linear",
+    ),
+    Bug(
+        "upper half of a vector of pairs lost",
+        "csrc/cpu/bf16.h",
+        "high = n > L ? load_some<float>(p + L, n - L) : Vec<float>{};",
+        "high{};",
+        PAIRS + "gru",
+    ),
+    Bug(
+        "odd channel paired with the next group's",
+        "csrc/cpu/conv_lanes.h",
+        "q + 1 < count ? low + cells : nullptr",
+        "low + cells",
+        PAIRS + "conv2d",
     ),
     Bug(
         "masks of dropout not scaled",
@@ -186,6 +277,127 @@ BUGS = (
         "if min(stride) < 0:",
         "test_errors and max_pool2d",
     ),
+    Bug(
+        "CUDA: missing barrier",
+        "csrc/cuda/gemm.cuh",
+        "    __syncthreads();  // this step's tile",
+        "    // this step's tile",
+        "linear",
+    ),
+    Bug(
+        "CUDA: tile edge off by one",
+        "csrc/cuda/gemm.cuh",
+        "if (m >= shape.M || n >= shape.N) return;",
+        "if (m > shape.M || n >= shape.N) return;",
+        "linear",
+    ),
+    Bug(
+        "CUDA: wrong row of a fragment",
+        "csrc/cuda/gemm_product.cuh",
+        "PlaneA::at(row + lane % 16, k + lane / 16 * 8)",
+        "PlaneA::at(row + lane % 8, k + lane / 16 * 8)",
+        "linear",
+    ),
+    Bug(
+        "CUDA: words of a TF32 fragment exchanged",
+        "csrc/cuda/gemm_product.cuh",
+        "PlaneA::at(row + lane / 4 + i % 2 * 8, k + lane % 4 + i / 2 * 4)",
+        "PlaneA::at(row + lane / 4 + i / 2 * 8, k + lane % 4 + i % 2 * 4)",
+        "linear",
+    ),
+    Bug(
+        "CUDA: unmasked tail",
+        "csrc/cuda/gemm_sources.cuh",
+        "along < kPerChunk<T> ? static_cast<int>(along) : kPerChunk<T>",
+        "kPerChunk<T>",
+        "linear",
+    ),
+    Bug(
+        "CUDA: stale accumulator",
+        "csrc/cuda/gemm_product.cuh",
+        "float sum[kRows][kColumns][4] = {};",
+        "float sum[kRows][kColumns][4];",
+        "linear",
+    ),
+    Bug(
+        "CUDA: a copy not waited for",
+        "csrc/cuda/gemm.cuh",
+        "cp_async_wait<kStages - 2>",
+        "cp_async_wait<kStages - 1>",
+        "linear",
+    ),
+    Bug("CUDA: load into the tile in use", "csrc/cuda/gemm.cuh", "step + kStages - 1;", "step + kStages;", "linear"),
+    Bug(
+        "CUDA: shared memory a stage short",
+        "csrc/cuda/gemm.cuh",
+        "* kStage * Tile::kStages;",
+        "* kStage * (Tile::kStages - 1);",
+        "linear",
+    ),
+    Bug(
+        "CUDA: last share lost",
+        "csrc/cuda/gemm.cuh",
+        "for (int s = 0; s < shares; ++s) {",
+        "for (int s = 0; s < shares - 1; ++s) {",
+        "linear",
+    ),
+    Bug(
+        "CUDA: shares of the bias gradient over each other",
+        "csrc/cuda/gemm.cuh",
+        "shape.partial_sums[blockIdx.y * shape.M + m0",
+        "shape.partial_sums[m0",
+        "linear",
+    ),
+    Bug(
+        "CUDA: relu stops a gradient at NaN",
+        "csrc/cuda/platform.cuh",
+        "return !(widen(y) <= SumOf<T>(0));",
+        "return widen(y) > SumOf<T>(0);",
+        "linear",
+    ),
+    Bug(
+        "CUDA: a step of the sum over a warp missing",
+        "csrc/cuda/linear.cuh",
+        "with > 0; with /= 2",
+        "with > 1; with /= 2",
+        "linear",
+    ),
+    Bug("CUDA: lost NaN", "csrc/cuda/maxpool2d.cuh", "return v > best || v != v;", "return v > best;", "maxpool2d"),
+    Bug(
+        "CUDA: the last of two equal cells wins",
+        "csrc/cuda/maxpool2d.cuh",
+        "return v > best || v != v;",
+        "return v >= best || v != v;",
+        "maxpool2d",
+    ),
+    Bug(
+        "CUDA: last window over a cell forgotten",
+        "csrc/cuda/maxpool2d.cuh",
+        "; oh <= last;",
+        "; oh < last;",
+        "maxpool2d",
+    ),
+    Bug(
+        "CUDA: windows past the last",
+        "csrc/cuda/maxpool2d.cuh",
+        "return o < windows ? o : windows - 1;",
+        "return o;",
+        "maxpool2d",
+    ),
+    Bug(
+        "CUDA: guard of the last block off by one",
+        "csrc/cuda/maxpool2d.cuh",
+        "if (i >= groups) return;",
+        "if (i > groups) return;",
+        "maxpool2d",
+    ),
+    Bug(
+        "CUDA: chunks of channels from the wrong one",
+        "csrc/cuda/maxpool2d.cuh",
+        "p.xs.at(at.n, at.c * V, h, w)",
+        "p.xs.at(at.n, at.c, h, w)",
+        "maxpool2d",
+    ),
 )
 
 
@@ -201,28 +413,17 @@ def caught(bug: Bug, tree: Path, environment: dict[str, str]) -> bool:
         raise SystemExit(f"{bug.name}: {bug.file} no longer holds {bug.right!r}")
     source.write_text(text.replace(bug.right, bug.wrong))
     try:
-        if bug.file.startswith("csrc"):
-            subprocess.run(
-                [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=tree, check=True, capture_output=True
-            )
-        run = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-q",
-                "-x",
-                "-p",
-                "no:cacheprovider",
-                "tests/test_contract.py",
-                "-k",
-                bug.tests,
-            ],
-            cwd=tree,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        if bug.file.startswith("csrc") and not bug.cuda:
+            build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+            subprocess.run(build, cwd=tree, env=environment, check=True, capture_output=True)
+        file = "tests/test_cuda_kernels.py" if bug.cuda else "tests/test_contract.py"
+        tests = f"on_the_host and ({bug.tests})" if bug.cuda else bug.tests
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file, "-k", tests]
+        run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+        if (
+            "does not compile for the host" in run.stdout
+        ):  # a bug the compiler refuses or warns of shows nothing of the tests
+            raise SystemExit(f"{bug.name}: does not compile without a warning:\n{run.stdout[-2000:]}")
         if run.returncode < 0:  # a crash is a failing test too
             return True
         if run.returncode > 1:
@@ -235,6 +436,10 @@ def caught(bug: Bug, tree: Path, environment: dict[str, str]) -> bool:
 def main() -> int:
     wanted = sys.argv[1:]  # parts of names; all without
     bugs = [bug for bug in BUGS if not wanted or any(part in bug.name for part in wanted)]
+    if "avx512_bf16" not in _native.isa_available():
+        for bug in [bug for bug in bugs if bug.tests.startswith(PAIRS)]:
+            print(f"left out  {bug.name}: this machine has no AVX512-BF16")
+            bugs.remove(bug)
     missed = []
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder, "tree")
@@ -242,10 +447,13 @@ def main() -> int:
         package = Path(folder, "path")
         package.mkdir()
         (package / "torchsmith").symlink_to(tree / "pyext")
-        environment = {**os.environ, "PYTHONPATH": str(package)}
-        whole = Bug("none", "setup.py", "import sys", "import sys", " or ".join(f"({b.tests})" for b in bugs))
-        if caught(whole, tree, environment):
-            raise SystemExit("the tests fail without any planted bug: nothing can be shown")
+        # The bugs in CUDA sources are shown on the host: no time for nvcc.
+        environment = {**os.environ, "PYTHONPATH": str(package), "TORCHSMITH_CUDA": "0"}
+        for file in ("csrc/cuda/gemm.cuh", "csrc/cpu/gemm.h"):
+            kind = [b for b in bugs if b.cuda == file.startswith("csrc/cuda")]
+            whole = Bug("none", file, "#pragma once", "#pragma once", " or ".join(f"({b.tests})" for b in kind))
+            if kind and caught(whole, tree, environment):
+                raise SystemExit("the tests fail without any planted bug: nothing can be shown")
         for bug in bugs:
             ok = caught(bug, tree, environment)
             print(f"{'caught' if ok else 'MISSED'}  {bug.name}  ({bug.file})", flush=True)

@@ -81,14 +81,15 @@ def broken_after(change):
     [
         ("sign", lambda y: -y),
         ("nan", lambda y: y * torch.tensor([float("nan"), 1, 1, 1, 1])),
-        ("one element", lambda y: y + torch.tensor([0.1, 0, 0, 0, 0])),
+        ("one element", lambda y: y + torch.tensor([1, 0, 0, 0, 0])),
         ("shape", lambda y: y[:, :4]),
     ],
 )
-def test_a_wrong_kernel_is_not_timed(mode, name, change):
-    spec = SimpleNamespace(function=broken_after(change), reference=torch.nn.functional.linear)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_wrong_kernel_is_not_timed(mode, name, change, dtype):
+    spec = SimpleNamespace(function=broken_after(lambda y: change(y).to(dtype)), reference=torch.nn.functional.linear)
     with pytest.raises((AssertionError, RuntimeError)):
-        harness.op_pair(spec, linear_case(), mode, torch.float32).verify()
+        harness.op_pair(spec, linear_case(), mode, dtype).verify()
 
 
 @pytest.mark.parametrize("mode", ["forward", "forward+backward"])
