@@ -74,6 +74,9 @@ def measure(benchmark, request):
         except pytest.skip.Exception as skip:
             request.config.stash[SKIPPED].append({"what": job.id, "why": str(skip)})
             raise
+        except KeyboardInterrupt:
+            benchmark.has_error = True  # pytest-benchmark leaves it out of its record, instead of failing on no times
+            raise
 
     return run
 

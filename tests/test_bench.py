@@ -286,6 +286,35 @@ def test_bench_writes_its_record_and_tables(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "nothing is left where the command ran"
 
 
+STOPPED_IN_THE_SECOND = """
+from torchsmith.bench import harness
+from torchsmith.cli import main
+
+class Stopped(list):
+    def append(self, seconds):
+        raise KeyboardInterrupt
+
+made = []
+
+class Times(harness.Times):
+    def __init__(self):
+        super().__init__(native=Stopped() if made else [])
+        made.append(self)
+
+harness.Times = Times
+main(["bench", "--quick", "--op", "linear", "--mode", "forward", "--out", "out"], prog_name="torchsmith")
+"""
+
+
+@needs_pytest_benchmark
+def test_a_stop_before_the_first_time_of_a_measurement_keeps_the_others(tmp_path):
+    done = subprocess.run([sys.executable, "-c", STOPPED_IN_THE_SECOND], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    record = report.load(tmp_path / "out" / "bench.json")
+    assert record["interrupted"]
+    assert len(record["rows"]) == 1
+
+
 @needs_pytest_benchmark
 def test_ctrl_c_keeps_what_was_measured(tmp_path):
     process = command("--out", tmp_path, "--mode", "forward")
