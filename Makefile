@@ -4,6 +4,8 @@
 # make readme   the generated tables of README.md; `make record` measures and records anew what it quotes
 # make mutants  plants bugs in a copy, one at a time, and shows that the tests catch each (half an hour)
 # make compat   one wheel, checked unrebuilt under other releases of torch (downloads several GB)
+# make cuda-check  one wheel, checked under a CUDA build of torch: every op's CUDA kernel is there (no GPU; downloads several GB)
+# make gpu      on a machine with a GPU, in PYTHON itself: build, contract tests, sanitizer, benchmarks, one record
 # make clean    remove what was built; `make distclean` the environment too
 #
 # PYTHON=python3.12  the Python to make the environment with
@@ -21,7 +23,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -q
 SOURCES := $(shell find csrc buildtools -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py')
 
-.PHONY: demo test bench record readme mutants compat build clean distclean
+.PHONY: demo test bench record readme mutants compat cuda-check gpu build clean distclean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -46,6 +48,12 @@ mutants: build
 
 compat: build
 	$(PY) tests/compat.py --python $(PYTHON)
+
+gpu:
+	$(PYTHON) bench/gpu.py
+
+cuda-check: build
+	$(PY) tests/cuda_check.py --python $(PYTHON)
 
 build: $(VENV)/.built
 

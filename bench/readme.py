@@ -8,6 +8,7 @@ the registry of kernels, ``figures`` from the record. ``--check`` writes nothing
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torchsmith import _native
 from torchsmith.bench import report
 from torchsmith.spec import all_specs
 
-__all__ = ["figures", "render", "replace_block", "support"]
+__all__ = ["figures", "gpu", "render", "replace_block", "support"]
 
 #: Rows of one mode each that README quotes; the record holds all.
 QUOTED = (("model", "training step"), ("op", "forward+backward"))
@@ -56,6 +57,26 @@ def figures(record: Path) -> str:
     return "\n".join(parts)
 
 
+def gpu(record: Path) -> str:
+    """GPU figures, from the record of ``make gpu`` alone; without one, that there are none."""
+    if not record.is_file():
+        return "GPU speed: not yet measured on a GPU.\n"
+    data = json.loads(record.read_text(encoding="utf-8"))
+    stages = data["stages"]
+    lines = [
+        f"{data['device']}, driver {data['driver']}, torch {data['torch']}, {data['date'][:10]}; us a call, float32."
+    ]
+    lines += ["", "Stages: " + ", ".join(f"{name} {entry['status']}" for name, entry in stages.items()) + ".", ""]
+    arms = ("ours", "native", "compile", "ours graph", "native graph")
+    lines += ["| op | shape | mode | TF32 | " + " | ".join(arms) + " |", "|---|---|---|---|" + "---:|" * len(arms)]
+    for row in stages.get("benchmarks", {}).get("rows", ()):
+        if "us" in row:
+            cells = (f"{row['us'][arm]:.1f}" if arm in row["us"] else "-" for arm in arms)
+            tf32 = "on" if row["tf32"] else "off"
+            lines.append(f"| {row['op']} | {row['label']} | {row['mode']} | {tf32} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def replace_block(text: str, name: str, body: str) -> str:
     """The text with what lies between the block's two marks replaced. Raises ValueError where the marks are missing."""
     pattern = re.compile(rf"(<!-- begin {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.S)
@@ -67,6 +88,8 @@ def replace_block(text: str, name: str, body: str) -> str:
 
 def render(text: str, record: Path | None) -> str:
     text = replace_block(text, "support", support())
+    if record is not None:
+        text = replace_block(text, "gpu", gpu(record.with_name("gpu.json")))
     return replace_block(text, "figures", figures(record)) if record is not None and record.is_file() else text
 
 

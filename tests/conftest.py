@@ -21,3 +21,23 @@ def _backend_is_left_as_it_was():
     yield
     assert dispatch._active == "auto", "a test left another backend set"
     assert not dispatch.KNOWN, "a test left a table of measurements in use"
+
+
+def pytest_collection_modifyitems(items):
+    """With TORCHSMITH_TEST_DEVICE=cuda: what a row without CUDA kernels, or the CPU's threads and ISAs, cannot show is skipped."""
+    from contract import DEVICE
+
+    if DEVICE.type == "cpu":
+        return
+    from torchsmith import _native
+    from torchsmith.dispatch import _device_has_kernels
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    for item in items:
+        given = getattr(item, "callspec", None)
+        given = given.params if given else {}
+        spec = given.get("spec")
+        if spec is not None and not _device_has_kernels(spec.name, DEVICE.type):
+            item.add_marker(pytest.mark.skip(reason=f"{spec.name} has no kernel for {DEVICE.type}"))
+        elif "threads" in item.name or given.get("isa", _native.isa_active()) != _native.isa_active():
+            item.add_marker(pytest.mark.skip(reason="about the CPU"))

@@ -1,5 +1,6 @@
 """What the contract tests do with a sample: collect tensors of nested arguments, run, differentiate."""
 
+import os
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +10,8 @@ from torch.utils import _pytree as pytree
 from torchsmith.spec import FLOATS, Sample, all_specs
 
 SEED = 1234
-CPU = torch.device("cpu")
+#: Where the samples are made; `make gpu` says cuda.
+DEVICE = torch.device(os.environ.get("TORCHSMITH_TEST_DEVICE", "cpu"))
 
 
 def is_float(value) -> bool:
@@ -18,7 +20,7 @@ def is_float(value) -> bool:
 
 def samples_of(spec, dtype):
     torch.manual_seed(SEED)
-    return list(spec.samples(dtype, CPU))
+    return list(spec.samples(dtype, DEVICE))
 
 
 def cases(dtypes=FLOATS, differentiable=False):
@@ -70,7 +72,7 @@ class Call:
             if o.requires_grad:
                 g = torch.randn(o.shape, dtype=torch.float64)
                 # The values of the sample's own dtype in every arm, so that only the arithmetic differs.
-                pairs.append((o, g.to(self.sample_dtype).to(o.dtype)))
+                pairs.append((o, g.to(self.sample_dtype).to(o)))
         found = (
             torch.autograd.grad(
                 [o for o, _ in pairs], [t for t in tensors if t.requires_grad], [g for _, g in pairs], allow_unused=True
@@ -91,7 +93,7 @@ def keeping_layout(t: torch.Tensor) -> torch.Tensor:
     if t.numel() == 0:
         return t.detach().clone()
     span = sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) + 1
-    storage = torch.zeros(t.storage_offset() + span, dtype=t.dtype)
+    storage = torch.zeros(t.storage_offset() + span, dtype=t.dtype, device=t.device)
     out = storage.as_strided(t.shape, t.stride(), t.storage_offset())
     if 0 in t.stride():  # expanded: write through the distinct cells
         index = tuple(slice(0, 1) if s == 0 else slice(None) for s in t.stride())

@@ -1,0 +1,116 @@
+"""Ours, native eager, torch.compile and CUDA-graph replays of both, on the course's shapes: interleaved, medians.
+
+    python -m torchsmith.bench.gpu_times     prints one line of JSON
+
+Times come from CUDA events on a GPU and from the clock on a CPU; the rest is the same, so that it is tested without one.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from torchsmith import dispatch
+from torchsmith.bench import harness
+from torchsmith.spec import all_specs
+
+Arm = Callable[[int], None]
+
+
+def seconds(arm: Arm, calls: int, device: torch.device) -> float:
+    """Of one call; on a GPU between two events, so that the queue is the device's and not Python's clock."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        arm(calls)
+        return (time.perf_counter() - start) / calls
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    arm(calls)
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / calls
+
+
+def medians(arms: dict[str, Arm], device: torch.device, rounds: int = 11, calls: int = 20) -> dict[str, float]:
+    """Microseconds a call of each arm; the arms take turns."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for arm in arms.values():
+        arm(3)
+    for _ in range(rounds):
+        for name, arm in arms.items():
+            times[name].append(seconds(arm, calls, device))
+    return {name: statistics.median(values) * 1e6 for name, values in times.items()}
+
+
+def replay(arm: Arm) -> Arm:
+    """The arm's call captured once as a CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        arm(3)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        arm(1)
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            graph.replay()
+
+    return run
+
+
+def arms_of(spec, case, mode: str, dtype: torch.dtype, device: torch.device) -> tuple[dict[str, Arm], dict[str, str]]:
+    """The arms, native's results compared with ours first; and why an arm is missing."""
+    pair = harness.op_pair(spec, case, mode, dtype, device)
+    pair.verify()
+    arms, missing = {"ours": pair.ours, "native": pair.native}, {}
+    if device.type != "cuda":
+        return arms, missing
+    torch._dynamo.reset()
+    makers = {
+        "compile": lambda: (
+            harness.op_pair(
+                spec, case, mode, dtype, device, lambda f: torch.compile(lambda *a, **k: f(*a, **k), dynamic=False)
+            ).native
+        ),
+        "ours graph": lambda: replay(pair.ours),
+        "native graph": lambda: replay(pair.native),
+    }
+    for name, make in makers.items():
+        try:
+            arm = make()
+            arm(1)
+            arms[name] = arm
+        except Exception as error:  # whatever compile or a capture cannot do is a note, not the end of the others
+            missing[name] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return arms, missing
+
+
+def measure(device: torch.device, limit: float = 100, dtype: torch.dtype = torch.float32, **plan) -> Iterator[dict]:
+    """A row for each course shape, mode and TF32 setting of every op with kernels for the device, until time is up."""
+    end = time.monotonic() + limit
+    for spec in all_specs():
+        if not dispatch._device_has_kernels(spec.name, device.type):
+            continue
+        for case in spec.bench:
+            for mode in ("forward", "forward+backward"):
+                for tf32 in (False, True) if device.type == "cuda" else (False,):
+                    row = {"op": spec.name, "label": case.label, "mode": mode, "dtype": str(dtype)[6:], "tf32": tf32}
+                    if time.monotonic() > end:
+                        yield {**row, "error": "not measured: the time was up"}
+                        continue
+                    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+                    try:
+                        arms, missing = arms_of(spec, case, mode, dtype, device)
+                        yield {**row, "us": medians(arms, device, **plan), "missing": missing}
+                    except Exception as error:
+                        yield {**row, "error": f"{type(error).__name__}: {error}"[:300]}
+
+
+if __name__ == "__main__":
+    print(json.dumps({"rows": list(measure(torch.device("cuda")))}))
