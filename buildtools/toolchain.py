@@ -141,9 +141,10 @@ def max_jobs() -> int | None:
 
 # ---------------------------------------------------------------------------------------------- CUDA
 
-#: Compute capabilities to compile for where TORCH_CUDA_ARCH_LIST is not set, as far as the toolkit knows them: every
-#: generation since Turing. The last one's PTX goes along, for devices that come later.
-CUDA_ARCHS = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+#: Compute capabilities to compile for where TORCH_CUDA_ARCH_LIST is not set, as far as the toolkit knows them: one for each
+#: generation, since machine code for 8.0 runs on 8.6, 8.7 and 8.9, that for 10.0 on 10.3 and that for 12.0 on 12.1. Tiles are
+#: chosen when a kernel is launched, by the device's own shared memory. The newest goes in as PTX too, for what comes after it.
+CUDA_ARCHS = ("7.5", "8.0", "9.0", "10.0", "12.0")
 #: C++20 in device code.
 OLDEST_CUDA = (12, 0)
 

@@ -61,7 +61,7 @@ def test_toolkit_is_where_nvcc_itself_says(toolchain, monkeypatch, tmp_path):
 def test_default_architectures_are_those_the_toolkit_knows(toolchain, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_HOME", str(fake_nvcc(tmp_path / "cuda", archs="50 75 80 86 90").parents[1]))
     cuda, _ = toolchain.find_cuda()
-    assert cuda.archs == ("7.5", "8.0", "8.6", "9.0+PTX")
+    assert cuda.archs == ("7.5", "8.0", "9.0+PTX")
     assert cuda.gencodes()[-2:] == [
         "-gencode=arch=compute_90,code=sm_90",
         "-gencode=arch=compute_90,code=compute_90",
