@@ -236,10 +236,12 @@ def test_forward_flops_are_at_least_the_specs(everything):
             assert not found or sum(found) >= flops
 
 
-@pytest.mark.parametrize("name", ["linear", "linear_relu", "max_pool2d"])
+@pytest.mark.parametrize("name", [spec.name for spec in all_specs()])
 def test_every_sample_has_a_plan(name):
     """Ragged, empty, strided and transposed arguments, too: the launchers take them, and every launch is described."""
     spec = SPECS[name]
+    if name in roofline.unplanned():
+        pytest.skip("no plan exposed yet")
     for dtype in FLOATS:
         for sample in spec.samples(dtype, torch.device("cpu")):
             for _, native, arguments in roofline.trace(spec, sample, (), False):

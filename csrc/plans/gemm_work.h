@@ -17,7 +17,8 @@ struct ArithmeticOf<cuda::Mma<T>> {
   static const char* name() { return sizeof(T) == 4 ? "tf32" : std::is_same_v<T, cuda::half> ? "fp16" : "bf16"; }
 };
 
-// more_in, more_out: bytes that the operands' sources read, and the epilogue reads or writes, beside A, B and C.
+// more_in, more_out: bytes that the operands' sources read, and the epilogue reads or writes, beside A, B and C
+// (negative where an operand is gathered from less memory than it has elements, as the patches of a convolution are).
 template <class Math>
 std::vector<Work> gemm_work(const cuda::GemmPlan& p, int64_t more_in, int64_t more_out) {
   using T = typename Math::Element;

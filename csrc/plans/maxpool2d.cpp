@@ -8,18 +8,6 @@ namespace {
 
 cuda::Strides strides_of(const Shape& s) { return {s.strides.at(0), s.strides.at(1), s.strides.at(2), s.strides.at(3)}; }
 
-// As the glue decides it: with one channel, or one cell, the two orders are the same and count as planes.
-bool is_channels_last(const Shape& s) {
-  const auto dense_in = [&](const std::vector<int>& order) {
-    int64_t expected = 1;
-    for (const int d : order) {
-      if (s.sizes[d] != 1 && s.strides[d] != expected) return false;
-      expected *= s.sizes[d];
-    }
-    return true;
-  };
-  return !dense_in({3, 2, 1, 0}) && dense_in({1, 3, 2, 0});
-}
 cuda::Strides dense(int64_t C, int64_t H, int64_t W, bool channels_last) {
   return channels_last ? cuda::Strides{C * H * W, 1, W * C, C} : cuda::Strides{C * H * W, H * W, W, 1};
 }

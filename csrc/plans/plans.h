@@ -27,6 +27,19 @@ struct Shape {  // of a tensor
   }
 };
 using Shapes = std::vector<Shape>;
+
+// Of four dimensions, as the glue decides it: with one channel, or one cell, the two orders are the same and count as planes.
+inline bool is_channels_last(const Shape& s) {
+  const auto dense_in = [&](const std::vector<int>& order) {
+    int64_t expected = 1;
+    for (const int d : order) {
+      if (s.sizes[d] != 1 && s.strides[d] != expected) return false;
+      expected *= s.sizes[d];
+    }
+    return true;
+  };
+  return s.sizes.size() == 4 && !dense_in({3, 2, 1, 0}) && dense_in({1, 3, 2, 0});
+}
 using Value = std::variant<std::monostate, bool, int64_t, double, Ints, Shape, Shapes>;
 
 // The arguments in the order of the op's schema. A wrong index or kind throws.
@@ -45,6 +58,7 @@ struct Call {
 struct Work {
   std::string arithmetic;
   int64_t flops, bytes;
+  std::string product = {};  // where it is not that of the others
 };
 struct Step {
   std::string product;  // "y", "dx", ...
@@ -68,7 +82,10 @@ class Steps {
     shim::log = nullptr;
     if (log.size() != works.size())
       throw std::logic_error(product + ": " + std::to_string(log.size()) + " launches, described are " + std::to_string(works.size()));
-    for (size_t i = 0; i < log.size(); ++i) all.push_back({product, std::move(log[i]), works[i]});
+    for (size_t i = 0; i < log.size(); ++i) {
+      const Work& work = works[i];
+      all.push_back({work.product.empty() ? product : work.product, std::move(log[i]), work});
+    }
   }
   std::vector<Step> all;
 };
