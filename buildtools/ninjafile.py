@@ -141,15 +141,22 @@ def cuda_library(plan: Plan, cpu: Path) -> Path:
 
 
 def native_module(plan: Plan, cpu: Path) -> Path:
-    """_native: the pybind11 module, linked against the CPU library that lies beside it."""
+    """_native: the pybind11 module, linked against the CPU library that lies beside it.
+
+    csrc/plans/*.cpp are part of it: the launch plans of the CUDA kernels, which need neither CUDA nor its compiler. Of the
+    kernels themselves they take the names; what is left of the bodies goes with the sections nobody refers to.
+    """
     info = plan.out / "generated" / "build_info.h"
     write_if_changed(info, _build_info(plan))
     include = [f"-I{info.parent}", *_system(toolchain.pybind11_include(), sysconfig.get_path("include"))]
     flags = [*plan.flags(), *include, *_user("CXXFLAGS")]
-    obj = plan.edge("cxx", plan.out / "native.o", [plan.root / "csrc" / "native.cpp"], flags)
+    objects = [plan.edge("cxx", plan.out / "native.o", [plan.root / "csrc" / "native.cpp"], flags)]
+    folder = plan.root / "csrc" / "plans"
+    flags = [*flags, f"-I{folder}", "-O2", "-ffunction-sections", "-Wno-unknown-pragmas"]  # `#pragma unroll` is nvcc's
+    objects += [plan.edge("cxx", plan.out / f"plan_{s.stem}.o", [s], flags) for s in sorted(folder.glob("*.cpp"))]
     name = f"_native{EXT_SUFFIX}"
-    flags = ["-Wl,-rpath,$ORIGIN", *_user("LDFLAGS")]
-    plan.products[name] = plan.edge("link", plan.out / name, [obj, cpu], flags)
+    flags = ["-Wl,-rpath,$ORIGIN", "-Wl,--gc-sections", *_user("LDFLAGS")]
+    plan.products[name] = plan.edge("link", plan.out / name, [*objects, cpu], flags)
     return plan.products[name]
 
 

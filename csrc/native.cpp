@@ -1,5 +1,5 @@
 // torchsmith._native: everything native that is not a tensor op. Build facts, the CPU instruction set found and forced,
-// threads, the registry of kernels. Tensor ops are bound on the libtorch stable ABI in csrc/cpu; no torch header is
+// threads, the registry of kernels, the launch plans of the CUDA kernels (plans/). Tensor ops are bound on the libtorch stable ABI in csrc/cpu; no torch header is
 // included here, so this module is built per Python version and never per torch version.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -16,6 +16,8 @@
 #include "cpu/vmath_probe.h"
 
 namespace py = pybind11;
+
+void bind_plans(py::module_& m);  // plans/bind.cpp
 
 namespace {
 
@@ -142,4 +144,5 @@ PYBIND11_MODULE(_native, m) {
         "float32 GFLOP/s of one thread doing nothing but multiply-adds in registers, under the active instruction set:\n"
         "the best of short turns over about that many seconds. Releases the GIL.");
   m.def("registry", &registry, "Every native kernel: a list of {'op', 'backend', 'dtypes'}.");
+  bind_plans(m);
 }

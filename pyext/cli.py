@@ -82,6 +82,7 @@ def _version(ctx: click.Context, option: click.Parameter, asked: bool) -> None:
         "train": ("torchsmith.course.command:train", "Train a system of the course, beside native PyTorch."),
         "tune": ("torchsmith.tune_cli:tune", "Measure ours and native here; auto takes the faster from then on."),
         "bench": ("torchsmith.bench_cli:bench", "Measure every op against native PyTorch."),
+        "explain": ("torchsmith.explain_cli:explain", "Show CUDA launches and estimate their times, without a GPU."),
     },
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -133,9 +133,11 @@ def plan(ninjafile, root: Path, out: Path):
 def test_a_new_source_is_built_without_any_edit(ninjafile, tmp_path):
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     (tmp_path / "csrc" / "cpu" / "another.cpp").write_text("")
+    (tmp_path / "csrc" / "plans" / "another.cpp").write_text("")
     text = plan(ninjafile, tmp_path, tmp_path / "out").text()
     for isa in ninjafile.toolchain.isas():
         assert f"another.{isa}.o: cxx" in text
+    assert "plan_another.o: cxx" in text
 
 
 def test_glue_is_in_the_baseline_alone_and_linked_first(ninjafile, tmp_path):

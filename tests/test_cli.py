@@ -33,7 +33,7 @@ def test_help(args):
 
 def test_main_help_names_every_command():
     output = run("--help").output
-    assert all(name in output for name in ("bench", "info", "train"))
+    assert all(name in output for name in ("bench", "explain", "info", "train"))
 
 
 def test_train_help_states_the_defaults():
@@ -91,7 +91,7 @@ def test_unknown_row_from_python():
 
 
 def test_wrong_command():
-    assert_refused(run("trian"), "No such command 'trian'", "bench, info, train")
+    assert_refused(run("trian"), "No such command 'trian'", "bench, explain, info, train")
 
 
 def test_wrong_row():

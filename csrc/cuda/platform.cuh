@@ -1,4 +1,5 @@
-// The one place that knows which compiler reads a kernel: nvcc, for the device, or g++ with tests/cuda_shim, for the host.
+// The one place that knows which compiler reads a kernel: nvcc, for the device, or the host's, with tests/cuda_shim (which
+// executes) or csrc/plans (which only writes launches down).
 // Also what kernels need of numbers: conversions, 16-byte chunks, division.
 #pragma once
 
