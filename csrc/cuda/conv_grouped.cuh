@@ -31,14 +31,18 @@ __global__ void __launch_bounds__(256) grouped_forward_kernel(Grouped<T> p, int6
   const Cell at(i, order);
   const int64_t channels = p.d.C / p.d.G, first = p.per_group.divide(at.c) * channels;
   const T* w = p.w + at.c * channels * p.d.KH * p.d.KW;
+  const T* x = p.x + at.n * p.xs.n + first * p.xs.c;
+  const int64_t h0 = at.h * p.d.SH - p.d.PT, w0 = at.w * p.d.SW - p.d.PL;
   SumOf<T> sum = 0;
-  for (int64_t c = 0; c < channels; ++c)
+  for (int64_t c = 0; c < channels; ++c, x += p.xs.c)
+#pragma unroll 1
     for (int64_t kh = 0; kh < p.d.KH; ++kh) {
-      const int64_t row = p.s.rows.at(at.h, kh);
+      const int64_t row = h0 + kh * p.d.DH;
+      const bool inside = row >= 0 && row < p.d.H;
+#pragma unroll 1
       for (int64_t kw = 0; kw < p.d.KW; ++kw, ++w) {
-        const int64_t column = p.s.columns.at(at.w, kw);
-        if (row < 0 || column < 0) continue;
-        sum += widen(*w) * widen(p.x[at.n * p.xs.n + (first + c) * p.xs.c + row * p.xs.h + column * p.xs.w]);
+        const int64_t column = w0 + kw * p.d.DW;
+        if (inside && column >= 0 && column < p.d.W) sum += widen(*w) * widen(x[row * p.xs.h + column * p.xs.w]);
       }
     }
   out.put(at.c, at.n, at.h * p.d.OW + at.w, sum);
