@@ -401,22 +401,22 @@ BUGS = (
     Bug(
         "CUDA conv2d: offset of the window lost",
         "csrc/cuda/conv_gemm.cuh",
-        "cell * step + t * tap + start;",
-        "cell * step + t * tap;",
+        "inside(cell * step + t * tap + start)",
+        "inside(cell * step + t * tap)",
         "conv2d",
     ),
     Bug(
         "CUDA conv2d: unmasked end of a chunk",
         "csrc/cuda/conv_gemm.cuh",
-        "if (i < valid && row >= 0 && column >= 0)",
-        "if (row >= 0 && column >= 0)",
+        "if (row < 0 || i < begin || i >= end) continue;",
+        "if (row < 0 || i < begin) continue;",
         "conv2d",
     ),
     Bug(
         "CUDA conv2d: chunk stays in its row",
         "csrc/cuda/conv_gemm.cuh",
-        "      row = s.rows.at(h, kh);\n",
-        "      \n",
+        "if (++h == s.H.d) h = 0, ++n;",
+        "if (h == s.H.d) h = 0, ++n;",
         "conv2d",
     ),
     Bug(

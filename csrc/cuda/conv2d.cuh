@@ -1,7 +1,7 @@
 // conv2d, + ReLU, + ReLU + max pool on CUDA: which kernels compute what, and how they are launched.  Formulas: contract/conv2d.h.
 //
 //   G = 1   implicit GEMMs (conv_gemm.cuh), on tensor cores where the dtype or TF32 allows
-//   G > 1   plain loops (conv_grouped.cuh)
+//   G > 1   plain loops (conv_grouped.cuh); float64 too, which is there to check others against
 //   pool    small images in one pass; else the sums go to the workspace and are pooled from there (conv_pool.cuh)
 // Backward: the ReLU mask is applied to g while it is loaded; a pooled g is first spread over the convolution's cells.
 // x, g and y are read with the strides they have; w dense.
@@ -41,12 +41,24 @@ struct ConvForwardPlan {
 // Workspaces start on whole chunks.
 inline int64_t whole_chunks(int64_t bytes) { return ceil_div(bytes, int64_t(16)) * 16; }
 
+template <class T>
+ConvWay way_of_products(const conv2d::Dims& d) {
+  return d.G > 1 || sizeof(T) == 8 ? ConvWay::grouped : ConvWay::gemm;
+}
+// Weights are seldom so many that their gradient fills the device with large tiles: the kernels for it would only be compiled.
+inline GemmPlan in_small_tiles(GemmPlan p) {
+  if (p.bm == kSmall) return p;
+  p.bm = p.bn = kSmall, p.threads = 128;
+  p.tiles_m = ceil_div(p.M, int64_t(kSmall)), p.tiles_n = ceil_div(p.N, int64_t(kSmall));
+  return p;
+}
+
 template <class Math>
 ConvForwardPlan plan_conv_forward(const conv2d::Dims& d, const Device& device) {
   using T = typename Math::Element;
   ConvForwardPlan p{};
   p.pool2x2 = plan_pool2x2<T>(d);
-  p.way = p.pool2x2.fits ? ConvWay::pool2x2 : d.G > 1 ? ConvWay::grouped : ConvWay::gemm;
+  p.way = p.pool2x2.fits ? ConvWay::pool2x2 : way_of_products<T>(d);
   if (p.way == ConvWay::pool2x2) return p;
   if (d.pool) p.sums = whole_chunks(d.N * d.K * d.OH * d.OW * sizeof(SumOf<T>));
   if (p.way == ConvWay::gemm) p.gemm = plan_gemm<Math>(d.K, d.N * d.OH * d.OW, d.C * d.KH * d.KW, false, device);
@@ -65,12 +77,12 @@ template <class Math>
 ConvBackwardPlan plan_conv_backward(const conv2d::Dims& d, bool dx, bool dw, bool db, const Device& device) {
   using T = typename Math::Element;
   ConvBackwardPlan p{};
-  p.way = d.G > 1 ? ConvWay::grouped : ConvWay::gemm;
+  p.way = way_of_products<T>(d);
   if (d.pool) p.gradient = whole_chunks(d.N * d.K * d.OH * d.OW * sizeof(T));
   if (p.way == ConvWay::gemm) {
     const int64_t area = d.KH * d.KW, cells = d.N * d.OH * d.OW;
     p.dx = plan_gemm<Math>(dx ? d.C : 0, d.N * d.H * d.W, d.K * area, false, device);
-    p.dw = plan_gemm<Math>(dw || db ? d.K : 0, dw ? d.C * area : 0, cells, db, device);
+    p.dw = in_small_tiles(plan_gemm<Math>(dw || db ? d.K : 0, dw ? d.C * area : 0, cells, db, device));
   }
   p.workspace = p.gradient + (p.dx.workspace > p.dw.workspace ? p.dx.workspace : p.dw.workspace);
   return p;
@@ -110,11 +122,13 @@ void conv2d_forward(const conv2d::Forward<T>& p, const ConvStrides& s, const Con
   S* sums = d.pool ? static_cast<S*>(workspace) : nullptr;
   Planes<T> out = planes<T>(p.y, sums, d.N, d.K, cells, s.y_last && !d.pool);
   out.bias = p.bias, out.relu = d.relu;
-  if (plan.way == ConvWay::gemm) {
-    const int64_t area = d.KH * d.KW;
-    gemm<Math>(plan.gemm, Weights<T>(p.w, d.K, d.C * area, d.C, area, area),
-               Patches<T, false>(over_input(d), p.x, s.x, nullptr, {}), out, static_cast<char*>(workspace) + plan.sums, stream);
-  } else {
+  if constexpr (sizeof(T) < 8)
+    if (plan.way == ConvWay::gemm) {
+      const int64_t area = d.KH * d.KW;
+      gemm<Math>(plan.gemm, Weights<T>(p.w, d.K, d.C * area, d.C, area, area),
+                 Patches<T, false>(over_input(d), p.x, s.x, nullptr, {}), out, static_cast<char*>(workspace) + plan.sums, stream);
+    }
+  if (plan.way == ConvWay::grouped) {
     const Grouped<T> a{d, over_input(d), d.K / d.G, p.x, p.w, nullptr, nullptr, s.x, {}, {}};
     const int64_t items = d.N * d.K * cells;
     launch<grouped_forward_kernel<T>>(conv_grid(items, stream), a, items, Order{d.K, d.OH, d.OW, s.y_last && !d.pool}, out);
@@ -174,16 +188,19 @@ void conv2d_backward(const conv2d::Backward<T>& p, const ConvStrides& s, const C
   }
   if (plan.way == ConvWay::grouped)
     return grouped_backward<T>(p, {d, over_input(d), d.K / d.G, p.x, p.w, g, mask, s.x, gs, s.y}, s, stream);
-  void* shares = static_cast<char*>(workspace) + plan.gradient;
-  const int64_t area = d.KH * d.KW, taps = d.C * area;
-  if (p.dx)
-    gemm<Math>(plan.dx, Weights<T>(p.w, d.C, area, d.K, taps, area), Patches<T, false>(over_gradient(d), g, gs, mask, s.y),
-               planes<T>(p.dx, nullptr, d.N, d.C, d.H * d.W, s.dx_last), shares, stream);
-  if (p.dw || p.db) {
-    Planes<T> out = planes<T>(p.dw, nullptr, 1, d.K, taps, false);
-    out.sums = p.db;
-    gemm<Math>(plan.dw, Patches<T, true>(cell_by_cell(d), g, gs, mask, s.y), Patches<T, true>(over_input(d), p.x, s.x, nullptr, {}),
-               out, shares, stream);
+  if constexpr (sizeof(T) < 8) {
+    void* shares = static_cast<char*>(workspace) + plan.gradient;
+    const int64_t area = d.KH * d.KW, taps = d.C * area;
+    if (p.dx)
+      gemm<Math>(plan.dx, Weights<T>(p.w, d.C, area, d.K, taps, area), Patches<T, false>(over_gradient(d), g, gs, mask, s.y),
+                 planes<T>(p.dx, nullptr, d.N, d.C, d.H * d.W, s.dx_last), shares, stream);
+    if (p.dw || p.db) {
+      Planes<T> out = planes<T>(p.dw, nullptr, 1, d.K, taps, false);
+      out.sums = p.db;
+      launch_gemm<Math, Tile<T, kSmall, kSmall, 2, 2, Math::kStages>>(
+          plan.dw, Patches<T, true>(cell_by_cell(d), g, gs, mask, s.y), Patches<T, true>(over_input(d), p.x, s.x, nullptr, {}), out,
+          shares, stream);
+    }
   }
 }
 

@@ -21,8 +21,8 @@ struct Axis {
   int64_t step, tap, start, size;
   Divisor every;
   // -1: outside, or between two cells.
-  __device__ __forceinline__ int64_t at(int64_t cell, int64_t t) const {
-    int64_t position = cell * step + t * tap + start;
+  __device__ __forceinline__ int64_t at(int64_t cell, int64_t t) const { return inside(cell * step + t * tap + start); }
+  __device__ __forceinline__ int64_t inside(int64_t position) const {
     if (position < 0) return -1;
     if (every.d > 1 && every.split(position) != 0) return -1;
     return position < size ? position : -1;
@@ -87,19 +87,23 @@ struct Patches {
     int64_t n = kCellsAlongDepth ? k : o, channel = kCellsAlongDepth ? o : k;
     int64_t w = s.W.split(n), h = s.H.split(n);
     const int64_t kw = s.KW.split(channel), kh = s.KH.split(channel);
-    int64_t row = s.rows.at(h, kh);
+    // A row of cells at a time: elements begin to end are neighbours in it.
+#pragma unroll 1
+    for (int begin = 0; begin < valid;) {
+      const int64_t left = s.W.d - w, row = s.rows.at(h, kh);
+      const int end = left < valid - begin ? begin + static_cast<int>(left) : valid;
+      const auto line = [&](const ImageStrides& by) { return n * by.n + channel * by.c + row * by.h; };
+      const int64_t from = line(strides), mask_from = line(mask_strides);
+      const int64_t first = (w - begin) * s.columns.step + kw * s.columns.tap + s.columns.start;
 #pragma unroll
-    for (int i = 0; i < kPerChunk<T>; ++i) {
-      const int64_t column = s.columns.at(w, kw);
-      if (i < valid && row >= 0 && column >= 0) {
-        const auto at = [&](const ImageStrides& by) { return n * by.n + channel * by.c + row * by.h + column * by.w; };
-        if (mask == nullptr || relu_passes(mask[at(mask_strides)])) c[i] = p[at(strides)];
+      for (int i = 0; i < kPerChunk<T>; ++i) {
+        if (row < 0 || i < begin || i >= end) continue;
+        const int64_t column = s.columns.inside(first + i * s.columns.step);
+        if (column < 0) continue;
+        if (mask == nullptr || relu_passes(mask[mask_from + column * mask_strides.w])) c[i] = p[from + column * strides.w];
       }
-      if (++w == s.W.d) {
-        w = 0;
-        if (++h == s.H.d) h = 0, ++n;
-        row = s.rows.at(h, kh);
-      }
+      begin = end, w = 0;
+      if (++h == s.H.d) h = 0, ++n;
     }
     return c;
   }
