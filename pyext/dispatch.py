@@ -170,6 +170,11 @@ def allow_tf32(input: torch.Tensor) -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"  # takes settings by either of torch's two interfaces
 
 
+def cudnn_allows_tf32(input: torch.Tensor) -> bool:
+    """As :func:`allow_tf32`, for what native leaves to cudnn: convolutions and recurrent layers."""
+    return input.is_cuda and input.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+
+
 def autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     """The tensors as torch.autocast would hand them to a matrix product: float32 and 16-bit ones in its dtype."""
     if not torch._C._is_any_autocast_enabled():

@@ -19,6 +19,7 @@ from compare import compare
 from contract import SEED, Call, samples_of
 
 from torchsmith.dispatch import backend
+from torchsmith.ops import _recurrent
 from torchsmith.spec import FLOATS, all_specs
 
 ROW = os.environ["TORCHSMITH_TEST_ROW"]
@@ -26,15 +27,17 @@ SPECS = [spec for spec in all_specs() if spec.row == ROW]
 MODULE = importlib.import_module(f"torchsmith.ops.{ROW}")
 
 
-def extra_samples(dtype):
+def extra_samples(spec, dtype):
     if not (Path(__file__).parent / "cuda_rows" / f"{ROW}.py").is_file():
         return []
     torch.manual_seed(SEED)
-    return list(importlib.import_module(f"cuda_rows.{ROW}").samples(dtype))
+    # A row whose ops take different arguments gives samples by op.
+    samples = importlib.import_module(f"cuda_rows.{ROW}").samples(dtype)
+    return list(samples[spec.name] if isinstance(samples, dict) else samples)
 
 
 def every_sample(spec, dtype):
-    return [*samples_of(spec, dtype), *extra_samples(dtype)]
+    return [*samples_of(spec, dtype), *extra_samples(spec, dtype)]
 
 
 def cases(dtypes=FLOATS, of=every_sample):
@@ -94,14 +97,23 @@ def test_values_in_every_order(spec, sample):
     assert layouts[0][:1] == layouts[1][:1], "the output's layout is not native's"
 
 
-@pytest.mark.parametrize("spec, sample", cases(of=lambda spec, dtype: extra_samples(dtype)))
+@pytest.mark.parametrize("spec, sample", cases(of=extra_samples))
 def test_values_on_a_small_device(spec, sample):
     """One multiprocessor: large tiles, no shares."""
     _, ours = on_host(Call(sample), spec, "random", "one multiprocessor")
     check(ours, *expected(sample, spec))
 
 
-@pytest.mark.skipif(not hasattr(MODULE, "allow_tf32"), reason="the row has no TF32")
+#: Where a row reads torch's settings of TF32.
+TF32 = [
+    (module, name)
+    for module in (MODULE, *([_recurrent] if ROW in ("rnn", "gru") else []))
+    for name in ("allow_tf32", "cudnn_allows_tf32")
+    if hasattr(module, name)
+]
+
+
+@pytest.mark.skipif(not TF32, reason="the row has no TF32")
 @pytest.mark.parametrize("device", cuda_host.DEVICES)
 @pytest.mark.parametrize("spec, sample", cases((torch.bfloat16,)))
 def test_values_in_tf32(spec, sample, device, monkeypatch):
@@ -109,7 +121,8 @@ def test_values_in_tf32(spec, sample, device, monkeypatch):
 
     Turing has no TF32 and computes in float32.
     """
-    monkeypatch.setattr(MODULE, "allow_tf32", lambda t: t.dtype == torch.float32)
+    for module, name in TF32:
+        monkeypatch.setattr(module, name, lambda t: t.dtype == torch.float32)
     results = []
     for order in cuda_host.ORDERS if device == "h200" else ["random"]:
         _, ours = on_host(Call(sample, torch.float32), spec, order, device)
