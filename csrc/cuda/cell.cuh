@@ -39,6 +39,7 @@ constexpr int kRowsOfThread = 4;
 template <int kColumns, class W, class F>
 __device__ __forceinline__ void multiply(W (&sum)[kColumns][kRowsOfThread], const W* rows, int pitch, int depth, const F& weight) {
   constexpr int kDeep = kPerChunk<W>;
+#pragma unroll 1  // a step is 16 to 48 multiply-adds already; more of them at once, and float64 spills
   for (int k = 0; k < depth; k += kDeep) {
     Chunk<W> row[kRowsOfThread];
 #pragma unroll

@@ -26,8 +26,8 @@ struct StepsPlan {
   __host__ __device__ int batch() const { return groups * kRowsOfThread; }
 };
 
-constexpr int kStepsThreads = 512;
-constexpr int kOneSmHidden = 128;    // 128 units of four groups fill a block
+constexpr int kStepsThreads = 256;  // with 512, half of the registers a thread may have: the sums of three gates spill
+constexpr int kOneSmHidden = 128;    // its weights, three gates in float32, fill the shared memory of an H200
 constexpr int kFewestUnits = 8;      // of a slice: fewer, and the barrier costs more than the product
 constexpr int kUnitsAtOnce = 128;
 constexpr int kTileDeep = 64;        // of the state that passes through shared memory at a time
