@@ -37,7 +37,8 @@ constexpr int kRowsOfThread = 4;
 // sum[g][r] += weight(g, k) rows[r * pitch + k] for k < depth, a multiple of 16 bytes, in shared memory. Lanes of a warp
 // read the same row, which is one access, and different units' weights.
 template <int kColumns, class W, class F>
-__device__ __forceinline__ void multiply(W (&sum)[kColumns][kRowsOfThread], const W* rows, int pitch, int depth, const F& weight) {
+__device__ __forceinline__ void multiply(W (&sum)[kColumns][kRowsOfThread], const W* rows, int pitch, int depth,
+                                         const F& weight) {
   constexpr int kDeep = kPerChunk<W>;
 #pragma unroll 1  // a step is 16 to 48 multiply-adds already; more of them at once, and float64 spills
   for (int k = 0; k < depth; k += kDeep) {

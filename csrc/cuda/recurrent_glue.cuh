@@ -36,9 +36,9 @@ inline std::vector<Tensor> dense_weights(const Tensor& input, const sequence::Di
 }
 
 template <class Op>
-std::tuple<Tensor, Tensor, Tensor> sequence_forward_cuda(const Tensor& input, const Tensor& hx, const std::vector<Tensor>& weights,
-                                                         const Maybe& dropout, const Maybe& batch_sizes, bool bidirectional,
-                                                         bool bias, bool relu, bool save, bool allow_tf32) {
+std::tuple<Tensor, Tensor, Tensor> sequence_forward_cuda(
+    const Tensor& input, const Tensor& hx, const std::vector<Tensor>& weights, const Maybe& dropout,
+    const Maybe& batch_sizes, bool bidirectional, bool bias, bool relu, bool save, bool allow_tf32) {
   using Cell = typename Op::Cell;
   check_types("sequence", input, hx, dropout);
   check_devices("sequence", input, hx, dropout);

@@ -69,10 +69,13 @@ void product(const GemmPlan& plan, const Factors<T>& f, const Joined<T>& out, vo
 }
 
 // rnn.cu has the products for both rows' objects in the library; a row's host build has its own.
-#define TS_PRODUCTS(prefix, Math, T)                                                                                 \
-  prefix template void product<Math, true, true, T>(const GemmPlan&, const Factors<T>&, const Joined<T>&, void*, cudaStream_t);   \
-  prefix template void product<Math, true, false, T>(const GemmPlan&, const Factors<T>&, const Joined<T>&, void*, cudaStream_t);  \
-  prefix template void product<Math, false, false, T>(const GemmPlan&, const Factors<T>&, const Joined<T>&, void*, cudaStream_t);
+#define TS_PRODUCT(prefix, Math, kAlongA, kAlongB, T)                                                             \
+  prefix template void product<Math, kAlongA, kAlongB, T>(const GemmPlan&, const Factors<T>&, const Joined<T>&, void*, \
+                                                          cudaStream_t);
+#define TS_PRODUCTS(prefix, Math, T)           \
+  TS_PRODUCT(prefix, Math, true, true, T)  \
+  TS_PRODUCT(prefix, Math, true, false, T) \
+  TS_PRODUCT(prefix, Math, false, false, T)
 #define TS_ALL_PRODUCTS(prefix)           \
   TS_PRODUCTS(prefix, Simt<float>, float) \
   TS_PRODUCTS(prefix, Mma<float>, float)  \
@@ -145,8 +148,9 @@ struct Stack {
     for (int64_t l = 0; l < d.L; ++l) {
       const bool last = l + 1 == d.L;
       const T* x = l == 0 ? p.x : input(p.hidden + (l - 1) * count, mask_of(d, p.dropout, l), count);
-      StepsForward<T> q{s, d.D * d.H, 0, xg, {}, {}, p.hx + l * states, {last ? p.y : nullptr, last ? nullptr : p.hidden + l * count},
-                        p.hn + l * states, p.gates ? p.gates + l * d.D * d.rows * 4 * d.H : nullptr, state};
+      StepsForward<T> q{s, d.D * d.H, 0, xg, {}, {}, p.hx + l * states,
+                        {last ? p.y : nullptr, last ? nullptr : p.hidden + l * count}, p.hn + l * states,
+                        p.gates ? p.gates + l * d.D * d.rows * 4 * d.H : nullptr, state};
       for (int64_t k = 0; k < d.D; ++k) {
         const auto& w = p.weights[l * d.D + k];
         q.w_hh[k] = w.hh, q.b_hh[k] = w.b_hh;
@@ -190,7 +194,8 @@ struct Stack {
       const int64_t I = d.input_size(l);
       for (int64_t k = 0; k < d.D; ++k) {
         if (p.gweights)
-          weights_backward(p.gweights[l * d.D + k], d.rows, I, d.H, x, before + k * d.rows * d.H, dxg + k * gates, dhg + k * gates);
+          weights_backward(p.gweights[l * d.D + k], d.rows, I, d.H, x, before + k * d.rows * d.H, dxg + k * gates,
+                           dhg + k * gates);
         const Either<T> gx{l == 0 ? p.gx : nullptr, l == 0 ? nullptr : at_hidden[(l - 1) % 2]};
         if (l == 0 && p.gx == nullptr) continue;
         const Joined<T> out{gx, I, nullptr, k == 1, nullptr, k + 1 == d.D ? mask : nullptr, nullptr};

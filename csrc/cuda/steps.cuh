@@ -26,7 +26,7 @@ struct StepsPlan {
   __host__ __device__ int batch() const { return groups * kRowsOfThread; }
 };
 
-constexpr int kStepsThreads = 256;  // with 512, half of the registers a thread may have: the sums of three gates spill
+constexpr int kStepsThreads = 256;  // with 512, half of the registers a thread may have: three gates' sums spill
 constexpr int kOneSmHidden = 128;    // its weights, three gates in float32, fill the shared memory of an H200
 constexpr int kFewestUnits = 8;      // of a slice: fewer, and the barrier costs more than the product
 constexpr int kUnitsAtOnce = 128;
@@ -51,7 +51,7 @@ StepsPlan plan_steps(int64_t H, int64_t B, int64_t D, int gates, bool backward, 
     p.resident = true;
     p.slice = p.units = static_cast<int>(H);
     // No more rows a block than it takes to give every multiprocessor a block.
-    p.groups = least(at_least_one(ceil_div(B * D, int64_t(kRowsOfThread) * device.sms)), at_least_one(kStepsThreads / H));
+    p.groups = least(at_least_one(ceil_div(B * D, int64_t(kRowsOfThread) * device.sms)), at_least_one(kStepsThreads / at_least_one(H)));
     for (; p.groups > 0; --p.groups) {
       p.tile = (backward ? 1 : 2) * p.batch() * p.depth;
       p.blocks = ceil_div(B, int64_t(p.batch()));
@@ -152,7 +152,7 @@ struct StepsForward {
 };
 
 template <class Cell, class T, bool kTogether>
-__global__ void __launch_bounds__(kStepsThreads) steps_forward_kernel(Cell cell, StepsForward<T> p, StepsPlan plan) {
+__global__ void __launch_bounds__(kStepsThreads, 1) steps_forward_kernel(Cell cell, StepsForward<T> p, StepsPlan plan) {
   using W = SumOf<T>;
   constexpr int G = Cell::kGates;
   const Steps& s = p.steps;
@@ -257,7 +257,7 @@ struct StepsBackward {
 };
 
 template <class Cell, class T, bool kTogether>
-__global__ void __launch_bounds__(kStepsThreads) steps_backward_kernel(Cell cell, StepsBackward<T> p, StepsPlan plan) {
+__global__ void __launch_bounds__(kStepsThreads, 1) steps_backward_kernel(Cell cell, StepsBackward<T> p, StepsPlan plan) {
   using W = SumOf<T>;
   constexpr int G = Cell::kGates;
   const Steps& s = p.steps;

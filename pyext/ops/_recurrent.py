@@ -282,9 +282,7 @@ class _Sequence(torch.autograd.Function):
             return *(None,) * 4, *differentiable_gradients(reference, inputs, (gy, ghn), need)
         data, hx, *weights = inputs
         needed = (need[0], any(need[2:]), cudnn_allows_tf32(data))
-        gx, ghx, gw = ctx.row.backward(
-            gy, ghn, data, hx, weights, masks, batch_sizes, y, reserve, *ctx.flags, *needed
-        )
+        gx, ghx, gw = ctx.row.backward(gy, ghn, data, hx, weights, masks, batch_sizes, y, reserve, *ctx.flags, *needed)
         grads = (gx, ghx, *(gw or [None] * len(weights)))
         return *(None,) * 4, *(g if n else None for g, n in zip(grads, need, strict=True))
 

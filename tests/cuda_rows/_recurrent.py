@@ -14,9 +14,7 @@ def samples(gates, dtype, beyond):
     def sequence(name, x, features, hidden, directions=1, layers=1):
         batch = int(x.batch_sizes[0]) if hasattr(x, "batch_sizes") else x.shape[1]
         weights = weights_for(make, gates, features, hidden, layers, directions)
-        return Sample(
-            name, (x, make(layers * directions, batch, hidden), weights), {"bidirectional": directions == 2}
-        )
+        return Sample(name, (x, make(layers * directions, batch, hidden), weights), {"bidirectional": directions == 2})
 
     lengths = [3, 3, 2, 1, 1]  # a group of four rows and one more, that end at different steps
     return {
