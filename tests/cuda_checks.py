@@ -127,7 +127,12 @@ def test_values_in_tf32(spec, sample, device, monkeypatch):
     for order in cuda_host.ORDERS if device == "h200" else ["random"]:
         _, ours = on_host(Call(sample, torch.float32), spec, order, device)
         results.append(ours)
-    check(results[0], *expected(sample, spec, torch.float32))
+    judged = torch.float32
+    if ROW in ("rnn", "gru") and device != "turing":
+        # A recurrent row's factors are results themselves, states and gates' gradients, which TF32 rounds to float16's
+        # eleven bits: native in float16 is what to hold them against.
+        judged = torch.float16
+    check([t if t is None else t.to(judged) for t in results[0]], *expected(sample, spec, judged))
     for other in results[1:]:
         same_bits(results[0], other)
 
