@@ -171,12 +171,21 @@ def allow_tf32(input: torch.Tensor) -> bool:
 
 
 def convolution_tf32(input: torch.Tensor) -> bool:
-    """The same for a convolution: torch has a setting of its own for those of cuDNN."""
+    """As :func:`allow_tf32`, for a convolution: torch has a setting of its own for cuDNN's."""
+    return _cudnn_tf32(input, torch.backends.cudnn.conv)
+
+
+def recurrent_tf32(input: torch.Tensor) -> bool:
+    """As :func:`allow_tf32`, for a recurrent layer over a sequence, which native leaves to cuDNN."""
+    return _cudnn_tf32(input, torch.backends.cudnn.rnn)
+
+
+def _cudnn_tf32(input: torch.Tensor, operation) -> bool:
     if not input.is_cuda or input.dtype != torch.float32:
         return False
     if torch.compiler.is_compiling():
         return torch.backends.cudnn.allow_tf32
-    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return operation.fp32_precision == "tf32"
 
 
 def autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:

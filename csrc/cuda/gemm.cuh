@@ -47,12 +47,13 @@ template <class Math>
 constexpr bool has_large_tiles() { return sizeof(typename Math::Element) < 8; }  // float64: 128 x 128 sums do not fit registers
 
 // 128 x 128 does twice the arithmetic of 64 x 64 for each byte it loads, once every multiprocessor has a tile.
-template <class Math>
+// kLargeToo: whether the caller has the large tiles compiled.
+template <class Math, bool kLargeToo = has_large_tiles<Math>()>
 GemmPlan plan_gemm(int64_t M, int64_t N, int64_t K, bool row_sums, const Device& device) {
   using T = typename Math::Element;
   GemmPlan p{};
   p.M = M, p.N = N, p.K = K, p.row_sums = row_sums;
-  const bool large = has_large_tiles<Math>() && M > kSmall && N > kSmall &&
+  const bool large = kLargeToo && M > kSmall && N > kSmall &&
                      ceil_div(M, int64_t(kLarge)) * ceil_div(N, int64_t(kLarge)) >= device.sms;
   p.bm = p.bn = large ? kLarge : kSmall;
   p.bk = 64 / sizeof(T);
@@ -264,11 +265,11 @@ void launch_gemm(const GemmPlan& p, const A& a, const B& b, const Epilogue& epil
 }
 
 // workspace: p.workspace bytes. M = 0 is nothing to do; K = 0 gives zeros to the epilogue.
-template <class Math, class A, class B, class Epilogue>
+template <class Math, bool kLargeToo = has_large_tiles<Math>(), class A, class B, class Epilogue>
 void gemm(const GemmPlan& p, const A& a, const B& b, const Epilogue& epilogue, void* workspace, cudaStream_t stream) {
   using T = typename Math::Element;
   if (p.M == 0 || (p.N == 0 && !p.row_sums)) return;
-  if constexpr (has_large_tiles<Math>())
+  if constexpr (kLargeToo)
     if (p.bm == kLarge) return launch_gemm<Math, Tile<T, kLarge, kLarge, 2, 4, Math::kStages>>(p, a, b, epilogue, workspace, stream);
   launch_gemm<Math, Tile<T, kSmall, kSmall, 2, 2, Math::kStages>>(p, a, b, epilogue, workspace, stream);
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..autograd import applier, differentiable_gradients, records, wants_graph
-from ..dispatch import KNOWN, autocast, direct, native_wins, use_kernel
+from ..dispatch import KNOWN, allow_tf32, autocast, direct, native_wins, recurrent_tf32, use_kernel
 from ..spec import fake, kernel, like
 from ._checks import same_device
 
@@ -123,7 +123,15 @@ class _Cell(torch.autograd.Function):
         if wants_graph():
             return None, None, *differentiable_gradients(ctx.row.native_cell(ctx.relu), tensors, (grad,), need)
         grads = ctx.row.cell_backward(
-            grad, *tensors[:4], y, reserve, tensors[4] is not None, ctx.relu, need[0], any(need[2:])
+            grad,
+            *tensors[:4],
+            y,
+            reserve,
+            tensors[4] is not None,
+            ctx.relu,
+            need[0],
+            any(need[2:]),
+            allow_tf32(grad),  # native's cells, too, are matrix products and no part of cudnn
         )
         return None, None, *(g if n else None for g, n in zip(grads, need, strict=True))
 
@@ -179,7 +187,7 @@ def sequence(
         if records(data, hx, *weights):
             output, hn = _Sequence.apply(row, flags, masks, batch_sizes, data, hx, *weights)
         else:
-            output, hn, _ = row.forward(data, hx, weights, masks, batch_sizes, *flags, False)
+            output, hn, _ = row.forward(data, hx, weights, masks, batch_sizes, *flags, False, recurrent_tf32(data))
     if packed is not None:
         hn = hn if packed.unsorted_indices is None else hn.index_select(1, packed.unsorted_indices)
         return PackedSequence(output, batch_sizes, packed.sorted_indices, packed.unsorted_indices), hn
@@ -254,7 +262,7 @@ def _masked_reference(row, flags, masks, batch_sizes, data, hx, weights):
 class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, row, flags, masks, batch_sizes, data, hx, *weights):
-        y, hn, reserve = row.forward(data, hx, weights, masks, batch_sizes, *flags, True)
+        y, hn, reserve = row.forward(data, hx, weights, masks, batch_sizes, *flags, True, recurrent_tf32(data))
         ctx.row, ctx.flags = row, flags
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(masks, batch_sizes, y, reserve, data, hx, *weights)
@@ -273,9 +281,8 @@ class _Sequence(torch.autograd.Function):
 
             return *(None,) * 4, *differentiable_gradients(reference, inputs, (gy, ghn), need)
         data, hx, *weights = inputs
-        gx, ghx, gw = ctx.row.backward(
-            gy, ghn, data, hx, weights, masks, batch_sizes, y, reserve, *ctx.flags, need[0], any(need[2:])
-        )
+        needed = (need[0], any(need[2:]), recurrent_tf32(data))
+        gx, ghx, gw = ctx.row.backward(gy, ghn, data, hx, weights, masks, batch_sizes, y, reserve, *ctx.flags, *needed)
         grads = (gx, ghx, *(gw or [None] * len(weights)))
         return *(None,) * 4, *(g if n else None for g, n in zip(grads, need, strict=True))
 
@@ -293,7 +300,7 @@ def _register_fakes(row: Recurrent) -> None:
         return hx.new_empty(hx.shape), hx.new_empty((count,), dtype=compute(hx))
 
     @fake(f"{row.name}_cell_backward")
-    def _(grad, input, hx, w_ih, w_hh, output, reserve, bias, relu, need_input, need_weights):
+    def _(grad, input, hx, w_ih, w_hh, output, reserve, bias, relu, need_input, need_weights, allow_tf32=False):
         biases = [w_ih.new_empty((w_ih.shape[0] if need_weights and bias else 0,)) for _ in range(2)]
         return (
             like(need_input, input),
@@ -304,7 +311,7 @@ def _register_fakes(row: Recurrent) -> None:
         )
 
     @fake(f"{row.name}_forward")
-    def _(input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save):
+    def _(input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save, allow_tf32=False):
         directions, hidden = (2 if bidirectional else 1), hx.shape[2]
         rows = input.shape[:-1].numel()
         count = (hx.shape[0] // directions - 1) * rows * directions * hidden
@@ -332,6 +339,7 @@ def _register_fakes(row: Recurrent) -> None:
         relu,
         need_input,
         need_weights,
+        allow_tf32=False,
     ):
         return (
             like(need_input, input),

@@ -1,8 +1,11 @@
-// The launch plans of the GEMMs, over many shapes and devices: tiles and shares cover the product, once each, and fit the device.
+// The launch plans, over many shapes and devices: the tiles and shares of a product, the blocks of a recurrent layer's steps
+// cover their work, once each, and fit the device.
 #include <cstdio>
 #include <cstdlib>
+#include <vector>
 
 #include "../../csrc/cuda/linear.cuh"
+#include "../../csrc/cuda/steps.cuh"
 
 using namespace ts::cuda;
 
@@ -58,6 +61,64 @@ static_assert(shared_bytes<float, true, true, Simt>() <= kLeast && shared_bytes<
 static_assert(shared_bytes<float, true, false, Mma>() <= kLeast && shared_bytes<float, false, false, Mma>() <= kLeast);
 static_assert(shared_bytes<half, true, true, Mma>() <= kLeast && shared_bytes<half, false, false, Mma>() <= kLeast);
 
+// The cells (batch row, hidden unit) that the threads of a recurrent layer's steps take, as the kernels share them out.
+template <class T>
+void check_steps(int64_t H, int64_t B, int64_t D, int gates, bool backward, const Device& d) {
+  using W = SumOf<T>;
+  const StepsPlan p = plan_steps<T>(H, B, D, gates, backward, d);
+  const auto expect = [&](bool holds, const char* what) {
+    if (holds) return;
+    std::printf("%s: %s of %ld hidden units, %ld rows, %ld directions, %d gates of %zu bytes, sm %d with %d multiprocessors: ",
+                what, backward ? "backward" : "forward", long(H), long(B), long(D), gates, sizeof(T), d.sm, d.sms);
+    std::printf("%ld blocks of %d threads, %d units of a slice of %d, %d groups, %zu bytes\n", long(p.blocks), p.threads,
+                p.units, p.slice, p.groups, p.shared);
+    std::exit(1);
+  };
+  expect(p.groups > 0 && p.units > 0 && p.units <= p.slice, "no threads");
+  expect(p.threads % kWarpSize == 0 && p.threads <= kStepsThreads && p.threads >= p.units * p.groups, "threads");
+  expect(p.shared <= size_t(d.shared_limit), "more shared memory than a block may have");
+  expect(!p.together || p.blocks <= d.sms, "a cooperative grid that does not run at once");
+  expect(p.together || p.blocks <= 65535, "a grid of blocks of batch rows");
+  expect(p.together || p.resident, "blocks of batch rows keep their weights");
+  expect(p.depth >= (backward ? gates * H : H) && p.depth % kPerChunk<W> == 0 && kTileDeep % kPerChunk<W> == 0, "depth");
+  expect(p.tile == p.batch() * (p.together ? kTileDeep : p.depth * (backward ? 1 : 2)), "the tile");
+  const size_t weights = size_t(p.depth) * (backward ? 1 : gates) * p.slice * sizeof(T);
+  expect(p.shared == p.tile * sizeof(W) + (p.resident ? weights : 0), "shared memory that nothing lies in");
+  std::vector<unsigned char> taken(B * H, 0);
+  for (int64_t block = 0; block < p.blocks; ++block) {
+    const int64_t j0 = p.together ? block * p.slice : 0, begin = p.together ? 0 : block * p.batch();
+    const int64_t mine = H - j0 < p.slice ? H - j0 : p.slice;
+    const int64_t end = p.together || begin + p.batch() > B ? B : begin + p.batch();
+    expect(mine > 0 && end > begin, "a block with nothing to do");
+    for (int thread = 0; thread < p.threads; ++thread) {
+      const int unit = thread % p.units, group = thread / p.units;
+      if (group >= p.groups) continue;
+      for (int64_t b0 = begin; b0 < end; b0 += p.batch())
+        for (int64_t u = unit; u < mine; u += p.units)
+          for (int64_t r = 0; r < kRowsOfThread; ++r) {
+            const int64_t b = b0 + group * kRowsOfThread + r;
+            if (b < end) ++taken[b * H + j0 + u];
+          }
+    }
+  }
+  for (const unsigned char times : taken) expect(times == 1, "a cell that is not taken exactly once");
+}
+
+long check_all_steps(const Device& d) {
+  long plans = 0;
+  for (const int64_t H : {1, 2, 7, 8, 31, 32, 33, 100, 127, 128, 129, 257, 512, 1100})
+    for (const int64_t B : {1, 3, 4, 5, 16, 33, 130})
+      for (const int64_t D : {1, 2})
+        for (const int gates : {1, 3})
+          for (const bool backward : {false, true}) {
+            check_steps<float>(H, B, D, gates, backward, d);
+            check_steps<double>(H, B, D, gates, backward, d);
+            check_steps<half>(H, B, D, gates, backward, d);
+            plans += 3;
+          }
+  return plans;
+}
+
 }  // namespace
 
 int main() {
@@ -75,5 +136,7 @@ int main() {
             check<Mma<float>>(M, N, K, sums, d);
             plans += 4;
           }
+  for (const Device& d : {Device{75, 40, 65536}, Device{80, 1, 166912}, Device{86, 28, 101376}, Device{90, 132, 232448}})
+    plans += check_all_steps(d);
   std::printf("%ld plans hold\n", plans);
 }

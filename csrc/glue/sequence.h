@@ -1,0 +1,113 @@
+// The recurrent ops' tensors -> their Dims, with the checks, the same on every device.
+#pragma once
+
+#include "../contract/sequence.h"
+#include "tensors.h"
+
+namespace ts {
+
+struct Batch {  // the steps of a sequence, from batch_sizes or from a padded [T, B, I] input
+  sequence::Dims d{};
+  Ints sizes, offsets;
+};
+
+inline Batch batch_of(const Tensor& input, const Tensor& hx, const Maybe& batch_sizes, bool bidirectional, bool bias) {
+  require(hx.dim() == 3, "hx needs 3 dimensions (layers * directions, batch, hidden)");
+  require(input.dim() == (batch_sizes.has_value() ? 2 : 3), "input needs 3 dimensions, or 2 with batch_sizes");
+  Batch b;
+  b.d.D = bidirectional ? 2 : 1;
+  require(hx.size(0) % b.d.D == 0, "hx: the first dimension is layers * directions");
+  b.d.L = hx.size(0) / b.d.D;
+  b.d.B = hx.size(1);
+  b.d.H = hx.size(2);
+  b.d.I = input.size(input.dim() - 1);
+  b.d.bias = bias;
+  if (batch_sizes.has_value()) {
+    require(batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->dim() == 1 && batch_sizes->is_cpu(),
+            "batch_sizes: a one-dimensional int64 tensor on the CPU is needed");
+    const Tensor dense_sizes = dense(*batch_sizes);
+    const int64_t* p = in<int64_t>(dense_sizes);
+    b.sizes.assign(p, p + dense_sizes.numel());
+    b.d.rows = input.size(0);
+  } else {
+    require(input.size(1) == b.d.B, "input and hx have different batch sizes");
+    if (b.d.B > 0) b.sizes.assign(input.size(0), b.d.B);
+    b.d.rows = input.size(0) * b.d.B;
+  }
+  b.d.T = static_cast<int64_t>(b.sizes.size());
+  sequence::check_sizes(b.sizes.data(), b.d.T, b.d.B, b.d.rows);
+  b.offsets.resize(b.sizes.size());
+  for (int64_t t = 1; t < b.d.T; ++t) b.offsets[t] = b.offsets[t - 1] + b.sizes[t - 1];
+  b.d.sizes = b.sizes.data();
+  b.d.offsets = b.offsets.data();
+  return b;
+}
+
+// Checks shapes and dtypes of the weights: 4 (or 2 without bias) for each layer and direction.
+inline void check_weights(const sequence::Dims& d, const std::vector<Tensor>& weights, int64_t gates, ScalarType type) {
+  const size_t each = d.bias ? 4 : 2;
+  require(weights.size() == each * d.L * d.D, "weights: " + std::to_string(each * d.L * d.D) + " tensors needed, got " +
+                                                  std::to_string(weights.size()));
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const Tensor& w = weights[i];
+    const int64_t layer = static_cast<int64_t>(i / each) / d.D;
+    const Ints expected = i % each == 0   ? Ints{gates * d.H, d.input_size(layer)}
+                          : i % each == 1 ? Ints{gates * d.H, d.H}
+                                          : Ints{gates * d.H};
+    require(sizes_of(w) == expected, "weights: tensor " + std::to_string(i) + " has the wrong shape");
+    require(w.scalar_type() == type, "weights: all arguments need one dtype");
+  }
+}
+
+template <class T>
+std::vector<sequence::Weights<T>> pointers(const sequence::Dims& d, const std::vector<Tensor>& w) {
+  std::vector<sequence::Weights<T>> p;
+  const size_t each = d.bias ? 4 : 2;
+  for (size_t i = 0; i < w.size(); i += each)
+    p.push_back({in<T>(w[i]), in<T>(w[i + 1]), d.bias ? in<T>(w[i + 2]) : nullptr, d.bias ? in<T>(w[i + 3]) : nullptr});
+  return p;
+}
+
+template <class T>
+std::vector<sequence::WeightGradients<T>> gradient_pointers(const sequence::Dims& d, const std::vector<Tensor>& g) {
+  std::vector<sequence::WeightGradients<T>> p;
+  const size_t each = d.bias ? 4 : 2;
+  for (size_t i = 0; i < g.size(); i += each)
+    p.push_back({out<T>(g[i]), out<T>(g[i + 1]), d.bias ? out<T>(g[i + 2]) : nullptr, d.bias ? out<T>(g[i + 3]) : nullptr});
+  return p;
+}
+
+// In full width: hidden [L - 1, rows, D * H] then gates [L * D, rows, 4 * H]: what backward needs beside inputs and outputs.
+inline int64_t hidden_count(const sequence::Dims& d) { return (d.L - 1) * d.rows * d.D * d.H; }
+inline int64_t gates_count(const sequence::Dims& d) { return d.L * d.D * d.rows * 4 * d.H; }
+
+// One step: input [B, I], hx [B, H].
+inline Batch one_step(const Tensor& input, const Tensor& hx, bool bias) {
+  require(input.dim() == 2 && hx.dim() == 2 && input.size(0) == hx.size(0), "cell: input [B, I] and hx [B, H] needed");
+  Batch b;
+  const int64_t B = hx.size(0);
+  b.d = {B > 0, B, B, input.size(1), hx.size(1), 1, 1, nullptr, nullptr, bias};
+  b.sizes = {B};
+  b.offsets = {0};
+  b.d.sizes = b.sizes.data();
+  b.d.offsets = b.offsets.data();
+  return b;
+}
+
+// What backward is given, against the forward pass it belongs to. compute: the type of the saved values.
+inline void check_saved(const sequence::Dims& d, const Tensor& hx, const Tensor& output, const Maybe& grad_output,
+                        const Maybe& grad_hn, const Tensor& reserve, ScalarType compute, bool saves_gates) {
+  const int64_t outputs = d.rows * d.D * d.H;
+  require(output.numel() == outputs && (!grad_output.has_value() || grad_output->numel() == outputs) &&
+              (!grad_hn.has_value() || grad_hn->numel() == hx.numel()) && reserve.scalar_type() == compute &&
+              reserve.numel() == hidden_count(d) + (saves_gates ? gates_count(d) : 0),
+          "sequence: gradients or saved values do not fit the forward pass");
+}
+inline void check_saved_cell(const sequence::Dims& d, const Tensor& hx, const Tensor& grad, const Tensor& output,
+                             const Tensor& reserve, ScalarType compute, bool saves_gates) {
+  require(grad.numel() == hx.numel() && output.numel() == hx.numel() && reserve.scalar_type() == compute &&
+              reserve.numel() == (saves_gates ? gates_count(d) : 0),
+          "cell: gradient or saved values do not fit the forward pass");
+}
+
+}  // namespace ts
