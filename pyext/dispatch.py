@@ -170,6 +170,15 @@ def allow_tf32(input: torch.Tensor) -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"  # takes settings by either of torch's two interfaces
 
 
+def convolution_tf32(input: torch.Tensor) -> bool:
+    """The same for a convolution: torch has a setting of its own for those of cuDNN."""
+    if not input.is_cuda or input.dtype != torch.float32:
+        return False
+    if torch.compiler.is_compiling():
+        return torch.backends.cudnn.allow_tf32
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+
+
 def autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     """The tensors as torch.autocast would hand them to a matrix product: float32 and 16-bit ones in its dtype."""
     if not torch._C._is_any_autocast_enabled():

@@ -398,6 +398,62 @@ BUGS = (
         "p.xs.at(at.n, at.c, h, w)",
         "maxpool2d",
     ),
+    Bug(
+        "CUDA conv2d: offset of the window lost",
+        "csrc/cuda/conv_gemm.cuh",
+        "cell * step + t * tap + start;",
+        "cell * step + t * tap;",
+        "conv2d",
+    ),
+    Bug(
+        "CUDA conv2d: unmasked end of a chunk",
+        "csrc/cuda/conv_gemm.cuh",
+        "if (i < valid && row >= 0 && column >= 0)",
+        "if (row >= 0 && column >= 0)",
+        "conv2d",
+    ),
+    Bug(
+        "CUDA conv2d: chunk stays in its row",
+        "csrc/cuda/conv_gemm.cuh",
+        "      row = s.rows.at(h, kh);\n",
+        "      \n",
+        "conv2d",
+    ),
+    Bug(
+        "CUDA conv2d: image in use before it is loaded",
+        "csrc/cuda/conv_pool.cuh",
+        "  __syncthreads();\n  const int64_t items",
+        "  const int64_t items",
+        "conv2d",
+    ),
+    Bug(
+        "CUDA conv2d: a tree of sums without waiting",
+        "csrc/cuda/conv_grouped.cuh",
+        "    __syncthreads();\n    if (threadIdx.x < part)",
+        "    if (threadIdx.x < part)",
+        "conv2d",
+    ),
+    Bug(
+        "CUDA conv2d: columns of an odd tile written past the end",
+        "csrc/cuda/conv_gemm.cuh",
+        "    if (column + 1 == columns) return;\n",
+        "",
+        "conv2d",
+    ),
+    Bug(
+        "CUDA conv2d: stale cell of a sliding window",
+        "csrc/cuda/conv_pool.cuh",
+        "a = cells[1], b = cells[3];",
+        "a = cells[1];",
+        "conv2d",
+    ),
+    Bug(
+        "CUDA conv2d: gradient of a pool where ReLU stopped it",
+        "csrc/cuda/conv_pool.cuh",
+        "if (p.y && !relu_passes(p.y[p.ys.at(at.n, at.c, oh, ow)])) continue;",
+        "if (p.y && false) continue;",
+        "conv2d",
+    ),
 )
 
 

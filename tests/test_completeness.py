@@ -51,6 +51,7 @@ def test_cuda_sources_are_rows_in_full():
     """A row with CUDA kernels has both its files, and registers a CUDA kernel for every native op of its specs."""
     files = {p.name for p in (ROOT / "csrc/cuda").iterdir()}
     shared = {f"{n}.cuh" for n in ("gemm", "gemm_product", "gemm_sources", "glue", "launch", "mma", "platform")}
+    shared |= {"conv_gemm.cuh", "conv_grouped.cuh", "conv_pool.cuh"}  # conv2d's
     rows = {Path(name).stem for name in files - shared}
     assert files - shared == {f"{row}.{suffix}" for row in rows for suffix in ("cu", "cuh")}
     assert {"linear", "maxpool2d"} <= rows <= set(ROWS)

@@ -222,49 +222,25 @@ TS_INSTANTIATE_BF16(conv2d_backward, conv2d::Backward)
 }  // namespace ts::TS_ISA
 
 #ifdef TS_GLUE
+#include "../glue/conv2d.h"
 #include "glue.h"
 
 namespace ts {
 namespace {
 
-void add_pool(conv2d::Dims& d, const Ints& pool) {
-  if (pool.empty()) return;
-  require(pool.size() == 6, "conv2d: pool is [] or [kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w]");
-  d.pool = true;
-  d.window = maxpool2d::geometry(d.OH, d.OW, pool[0], pool[1], pool[2], pool[3], pool[4], pool[5], 1, 1, false);
-}
-
-conv2d::Dims dims_of(const Ints& x, const Tensor& weight, int64_t bias, const Ints& stride, const Ints& padding,
-                     const Ints& dilation, int64_t groups, bool relu, const Ints& pool) {
-  require(x.size() == 4 && weight.dim() == 4, "conv2d: input and weight need 4 dimensions");
-  require(stride.size() == 2 && padding.size() == 4 && dilation.size() == 2,
-          "conv2d: stride and dilation need 2 values, padding 4 (top, left, bottom, right)");
-  conv2d::Dims d = conv2d::dims({x[0], x[1], x[2], x[3]},
-                                {weight.size(0), weight.size(1), weight.size(2), weight.size(3)}, bias, stride[0],
-                                stride[1], {padding[0], padding[1], padding[2], padding[3]}, dilation[0], dilation[1],
-                                groups, relu);
-  add_pool(d, pool);
-  return d;
-}
-
-Ints result_size(const conv2d::Dims& d) {
-  return d.pool ? Ints{d.N, d.K, d.window.OH, d.window.OW} : Ints{d.N, d.K, d.OH, d.OW};
-}
-
+// allow_tf32 concerns CUDA alone.
 std::tuple<Tensor, Tensor> conv2d_forward(const Tensor& input, const Tensor& weight, const Maybe& bias, const Ints& stride,
                                           const Ints& padding, const Ints& dilation, int64_t groups, bool relu,
-                                          const Ints& pool) {
-  check_types("conv2d", input, weight, bias);
+                                          const Ints& pool, bool /*allow_tf32*/) {
+  conv2d::Dims d = conv2d::forward_dims(input, weight, bias, stride, padding, dilation, groups, relu, pool);
   const auto type = input.scalar_type();
-  conv2d::Dims d = dims_of(sizes_of(input), weight, size_of_bias(bias), stride, padding, dilation, groups, relu, pool);
   d.channels_last = is_channels_last(input) && conv2d::depthwise_last(d);
   const auto c = conv2d::depthwise(d) ? compute_type(type) : kernel_type(type);
   const Tensor x = operand(input, c, d.channels_last), w = operand(weight, c);
   const Maybe b = operand(bias, c);
-  const Ints sizes = result_size(d);
+  const Ints sizes = conv2d::result_size(d);
   const Tensor y = empty(sizes, c, d.channels_last);
-  const bool byte = d.pool && maxpool2d::byte_position(d.window);
-  const Tensor position = empty(d.pool ? sizes : Ints{0}, byte || !d.pool ? ScalarType::Byte : ScalarType::Int);
+  const Tensor position = empty(d.pool ? sizes : Ints{0}, conv2d::position_type(d));
   with_kernel_type(c, [&]<class T>(T) {
     const conv2d::Forward<T> p{d, in<T>(x), in<T>(w), in<T>(b), out<T>(y), position.mutable_data_ptr()};
     TS_CALL(conv2d_forward<T>, p);
@@ -276,13 +252,10 @@ std::tuple<Tensor, Tensor> conv2d_forward(const Tensor& input, const Tensor& wei
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                                    const Maybe& output, const Maybe& position, const Ints& stride,
                                                    const Ints& padding, const Ints& dilation, int64_t groups, bool relu,
-                                                   const Ints& pool, bool need_input, bool need_weight, bool need_bias) {
-  check_types("conv2d", input, grad, weight, output);
+                                                   const Ints& pool, bool need_input, bool need_weight, bool need_bias,
+                                                   bool /*allow_tf32*/) {
+  conv2d::Dims d = conv2d::backward_dims(grad, input, weight, output, position, stride, padding, dilation, groups, relu, pool);
   const auto type = input.scalar_type();
-  conv2d::Dims d = dims_of(sizes_of(input), weight, -1, stride, padding, dilation, groups, relu, pool);
-  require(sizes_of(grad) == result_size(d), "conv2d: the gradient does not have the output's shape");
-  require(!relu || (output.has_value() && output->numel() == grad.numel()), "conv2d: relu needs the output");
-  require(!d.pool || (position.has_value() && position->numel() == grad.numel()), "conv2d: pool needs the positions");
   d.channels_last = is_channels_last(input) && conv2d::depthwise_last(d);
   const auto c = conv2d::depthwise(d) ? compute_type(type) : kernel_type(type);
   const Tensor g = operand(grad, c, d.channels_last), x = operand(input, c, d.channels_last);
@@ -314,10 +287,10 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, const Ten
 
 STABLE_TORCH_LIBRARY_FRAGMENT(torchsmith, m) {
   m.def("conv2d_forward(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
-        "int groups, bool relu, int[] pool) -> (Tensor, Tensor)");
+        "int groups, bool relu, int[] pool, bool allow_tf32=False) -> (Tensor, Tensor)");
   m.def("conv2d_backward(Tensor grad, Tensor input, Tensor weight, Tensor? output, Tensor? position, int[] stride, "
         "int[] padding, int[] dilation, int groups, bool relu, int[] pool, bool need_input, bool need_weight, "
-        "bool need_bias) -> (Tensor, Tensor, Tensor)");
+        "bool need_bias, bool allow_tf32=False) -> (Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(torchsmith, CPU, m) {
   m.impl("conv2d_forward", TORCH_BOX(&ts::conv2d_forward));

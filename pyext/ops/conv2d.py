@@ -1,4 +1,4 @@
-"""conv2d, conv2d + ReLU, conv2d + ReLU + max pool.   Formulas: csrc/contract/conv2d.h, kernels: csrc/cpu/conv2d.cpp."""
+"""conv2d, conv2d + ReLU, conv2d + ReLU + max pool.   Formulas: csrc/contract/conv2d.h, kernels: csrc/{cpu,cuda}/conv2d.*"""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..autograd import applier, differentiable_gradients, records, wants_graph
 from ..dispatch import KNOWN, autocast, automatic, direct, native_wins, use_kernel
+from ..dispatch import convolution_tf32 as allow_tf32
 from ..spec import OpSpec, fake, kernel, like, register
 from . import _conv2d_samples as cases
 from ._checks import pair, same_device
@@ -121,7 +122,7 @@ def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, po
 def _copied_layout(input, groups) -> str:
     """Why channels_last convolutions are native's: ours would transpose each tensor, and with that takes 1.1 to 1.6 times as
     long on the shapes measured. Depthwise ones have a kernel of their own, and before a pool the copies pay."""
-    if not automatic() or input.dim() != 4 or groups == input.shape[1]:
+    if not automatic() or input.dim() != 4 or groups == input.shape[1] or not input.is_cpu:
         return ""
     last = input.is_contiguous(memory_format=torch.channels_last)
     return "channels_last: native reads it as it lies, ours would copy it" if last else ""
@@ -143,7 +144,7 @@ def _checked(name, input, weight, bias, stride, padding, dilation, groups, relu,
     elif records(input, weight, bias):
         y = _Conv2d.apply(batched, weight, bias, *geometry)
     else:
-        y = _forward(batched, weight, bias, *geometry)[0]
+        y = _forward(batched, weight, bias, *geometry, allow_tf32(batched))[0]
     return y if input.dim() == 4 else y.squeeze(0)
 
 
@@ -242,7 +243,7 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, bias, stride, padding, dilation, groups, relu, pool):
         geometry = (stride, padding, dilation, groups, relu, pool)
-        y, position = _forward(input, weight, bias, *geometry)
+        y, position = _forward(input, weight, bias, *geometry, allow_tf32(input))
         ctx.geometry = geometry
         ctx.save_for_backward(input, weight, bias, y if relu else None, position if pool else None)
         return y
@@ -256,7 +257,7 @@ class _Conv2d(torch.autograd.Function):
                 lambda *a: _reference(*a, *ctx.geometry), (input, weight, bias), (grad,), need
             )
             return *found, *(None,) * 6
-        grads = _backward(grad, input, weight, y, position, *ctx.geometry, *need)
+        grads = _backward(grad, input, weight, y, position, *ctx.geometry, *need, allow_tf32(grad))
         return *(g if n else None for g, n in zip(grads, need, strict=True)), *(None,) * 6
 
 
@@ -272,7 +273,7 @@ def _laid_out(t: Tensor, channels_last: bool) -> Tensor:
 
 
 @fake("conv2d_forward")
-def _(input, weight, bias, stride, padding, dilation, groups, relu, pool):
+def _(input, weight, bias, stride, padding, dilation, groups, relu, pool, allow_tf32=False):
     height, width = _check_sizes("conv2d", input, weight, stride, padding, dilation)
     if pool:
         height, width = output_size(
@@ -300,6 +301,7 @@ def _(
     need_input,
     need_weight,
     need_bias,
+    allow_tf32=False,
 ):
     return (
         _laid_out(like(need_input, input), need_input and _is_channels_last(input)),
