@@ -245,7 +245,15 @@ def test_every_sample_has_a_plan(name):
     for dtype in FLOATS:
         for sample in spec.samples(dtype, torch.device("cpu")):
             for _, native, arguments in roofline.trace(spec, sample, (), False):
-                plan(native, *arguments)
+                try:
+                    plan(native, *arguments)
+                except RuntimeError:  # what the kernels refuse, and the op then leaves to ATen
+                    assert any(isinstance(a, dict) and 0 in a["sizes"] for a in arguments), (sample.name, arguments)
+
+
+def test_the_plans_are_of_rows():
+    stems = {path.stem for path in (ROOT / "csrc/plans").glob("*.cpp")}
+    assert stems - {"bind"} <= {path.stem for path in (ROOT / "csrc/cuda").glob("*.cu")}
 
 
 def test_trace_calls_nothing_and_sees_the_backward():
