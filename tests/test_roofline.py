@@ -87,6 +87,29 @@ def test_pool_by_hand():
     assert forward["bytes"] == 64 * 10 * 24 * 24 * 4 + windows * (4 + 1) and forward["flops"] == 0
 
 
+def test_convolution_by_hand():
+    """8 images of 64 x 56 x 56, 3 x 3, padded: one row of 392 tiles of 64 cells. The patches are gathered from x, read once."""
+    arguments = [[1, 1], [1, 1, 1, 1], [1, 1], 1, False, []]
+    x, w = tensor(8, 64, 56, 56), tensor(64, 64, 3, 3)
+    (forward,) = plan("conv2d_forward", x, w, tensor(64), *arguments, False)
+    assert forward["grid"] == (8 * 56 * 56 // 64, 1, 1) and forward["threads"] == 128
+    assert forward["flops"] == 2 * 8 * 56 * 56 * 64 * 64 * 9
+    image, weight = 8 * 64 * 56 * 56 * 4, 64 * 64 * 9 * 4
+    assert forward["bytes"] == image + weight + 64 * 4 + image
+    (dx,) = plan("conv2d_backward", x, x, w, None, None, *arguments, True, False, False, False)
+    assert (dx["product"], dx["flops"], dx["bytes"]) == ("dx", forward["flops"], 2 * image + weight)
+
+
+def test_fused_pool_by_hand():
+    """64 images of 28 x 28, 5 x 5, ReLU, 2 x 2 pool: 12 x 12 results of 10 channels, each with a byte of position."""
+    arguments = [[1, 1], [0, 0, 0, 0], [1, 1], 1, True, [2, 2, 2, 2, 0, 0]]
+    x, w = tensor(64, 1, 28, 28), tensor(10, 1, 5, 5)
+    (one,) = plan("conv2d_forward", x, w, tensor(10), *arguments, False)
+    results = 64 * 10 * 12 * 12
+    assert "conv_pool2x2_kernel" in one["kernel"] and one["flops"] == 2 * 4 * results * 25
+    assert one["bytes"] == (64 * 28 * 28 + 10 * 25 + 10) * 4 + results * (4 + 1)
+
+
 def test_a_row_of_linear_is_read_once():
     (one,) = plan("linear_forward", tensor(1, 784), tensor(512, 784), None, True, True)
     assert "linear_few_rows_kernel" in one["kernel"] and one["grid"] == (512 // 4, 1, 1)
