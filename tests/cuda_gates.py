@@ -41,6 +41,7 @@ def short(name: str) -> str:
     """A kernel's name without namespaces, return type and parameters, the same from nvcc's symbols and from g++."""
     name = re.sub(r"\bts::(cuda::)?|\{anonymous\}::|\(anonymous namespace\)::|^void ", "", name.strip())
     name = re.sub(r"\((?:int|bool|unsigned int)\)(\w+)", r"\1", name)  # template arguments as casts
+    name = name.replace("long int", "long")
     depth = 0
     for i, c in enumerate(name):
         depth += {"<": 1, ">": -1}.get(c, 0)

@@ -25,7 +25,7 @@ __device__ __forceinline__ SumOf<T> masked(const Grouped<T>& p, int64_t n, int64
 }
 
 template <class T>
-__global__ void __launch_bounds__(256) grouped_forward_kernel(Grouped<T> p, int64_t cells, Order order, Planes<T> out) {
+__global__ void __launch_bounds__(256, 1) grouped_forward_kernel(Grouped<T> p, int64_t cells, Order order, Planes<T> out) {
   const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
   if (i >= cells) return;
   const Cell at(i, order);

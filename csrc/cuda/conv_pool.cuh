@@ -126,7 +126,7 @@ Pool2x2Plan plan_pool2x2(const conv2d::Dims& d) {
 
 // sums: [N, K, OH, OW], with bias and ReLU. A thread a cell of y.
 template <class T, class P>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 1)
     conv_pool_kernel(Geometry d, const SumOf<T>* sums, int64_t cells, Divisor channels, Order order, Pooled<T> out) {
   const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
   if (i >= cells) return;
@@ -160,7 +160,7 @@ struct Unpool {
 };
 
 template <class T, class P>
-__global__ void __launch_bounds__(256) unpool_kernel(Unpool<T> p, int64_t cells, Order order, Reach rows, Reach columns) {
+__global__ void __launch_bounds__(256, 1) unpool_kernel(Unpool<T> p, int64_t cells, Order order, Reach rows, Reach columns) {
   const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
   if (i >= cells) return;
   const Cell at(i, order);

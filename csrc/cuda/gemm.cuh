@@ -129,7 +129,7 @@ struct GemmLayout {
 };
 
 template <class Math, class Tile, class A, class B, class Epilogue>
-__global__ void __launch_bounds__(Tile::kThreads)
+__global__ void __launch_bounds__(Tile::kThreads, 1)
     gemm_kernel(GemmShape<SumOf<typename Math::Element>> shape, A a, B b, Epilogue epilogue) {
   using T = typename Math::Element;
   using S = SumOf<T>;
