@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,7 @@ def _plan(device: Device, native: str, arguments: list[Any]) -> list[dict[str, A
 
 def _line(device: Device, where: tuple[str, ...], step: dict[str, Any], row: str, recorded: dict) -> Line:
     kernel = short(step["kernel"])
-    registers = registers_on(device, recorded.get(f"{row}: {kernel}", {}))
+    registers = registers_on(device, recorded.get(f"{row}: {kernel}") or recorded.get(kernel, {}))
     held = occupancy(device, step["threads"], step["shared"], registers)
     if held.blocks == 0:
         raise ValueError(f"{kernel}: a block does not fit {device.title}: {held.limit}")
@@ -235,8 +236,8 @@ def _line(device: Device, where: tuple[str, ...], step: dict[str, Any], row: str
 
 
 def short(name: str) -> str:
-    """A kernel's name as in bench/records/cuda_kernels.json: no namespaces, ``>>`` closed up."""
-    name = re.sub(r"\bts::(?:cuda::)?", "", name)
+    """A kernel's name as in bench/records/cuda_kernels.json: no namespaces, ``>>`` closed up, ``long`` without ``int``."""
+    name = re.sub(r"\bts::(?:cuda::)?", "", name).replace("<long int>", "<long>")
     while "> >" in name:
         name = name.replace("> >", ">>")
     return name
@@ -249,14 +250,18 @@ def registers_on(device: Device, recorded: dict[str, int]) -> int | None:
 
 
 def _registers() -> dict[str, dict[str, int]]:
-    """ "<row>: <kernel>" -> architecture -> registers of a thread. Empty in an installation without the records."""
+    """ "<row>: <kernel>" -> architecture -> registers of a thread. Empty in an installation without the records.
+
+    And "<kernel>" alone: rows that share kernels have them in one row's object.
+    """
     from . import bench
 
     path = Path(bench.__file__).parent / "records" / "cuda_kernels.json"
     if not path.is_file():
         return {}
     kernels = json.loads(path.read_text())["kernels"]
-    return {name: {sm: facts["registers"] for sm, facts in one["sm"].items()} for name, one in kernels.items()}
+    found = {name: {sm: facts["registers"] for sm, facts in one["sm"].items()} for name, one in kernels.items()}
+    return {**{name.partition(": ")[2]: registers for name, registers in found.items()}, **found}
 
 
 def as_json(device: str, lines: Sequence[Line], ops: Sequence[str] = ()) -> dict[str, Any]:
@@ -273,7 +278,8 @@ def as_json(device: str, lines: Sequence[Line], ops: Sequence[str] = ()) -> dict
 
 NOTE = (
     "ESTIMATE, not measured: max(FLOPs / peak, bytes / bandwidth) of a launch by the data sheet, each operand read once. "
-    "Launch latency, caches, the last wave's tail and what an instruction reaches of the peak are left out."
+    "Launch latency, caches, the last wave's tail, what an instruction reaches of the peak and the waiting of a recurrent "
+    "layer's step for the one before are left out."
 )
 
 
@@ -286,7 +292,8 @@ def trace(spec: Any, sample: Any, frozen: Sequence[int], tf32: bool) -> list[tup
     On the CPU, whose way to the native ops is that of a GPU, but for the flag allow_tf32, which is set here.
     """
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+    from torch.utils._mode_utils import no_dispatch
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from .bench.harness import leaves, map_tensors
@@ -299,12 +306,19 @@ def trace(spec: Any, sample: Any, frozen: Sequence[int], tf32: bool) -> list[tup
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             if func.namespace == "torchsmith":
                 calls.append((mode, func.name().partition("::")[2], _arguments(func._schema, args, kwargs or {}, tf32)))
-            return func(*args, **(kwargs or {}))
+            tensors = leaves((args, kwargs or {}))
+            real = tensors and not any(isinstance(t, FakeTensor) for t in tensors)
+            with no_dispatch() if real else nullcontext():
+                return func(*args, **(kwargs or {}))
 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
 
     def change(gradient: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda t: fake.from_tensor(t.detach()).requires_grad_(gradient and t.is_floating_point())
+        def to_fake(t: torch.Tensor) -> torch.Tensor:
+            real = not t.is_floating_point()  # a packed sequence's batch sizes, which are read
+            return t if real else fake.from_tensor(t.detach()).requires_grad_(gradient)
+
+        return to_fake
 
     arguments = [map_tensors(a, change(i not in frozen)) for i, a in enumerate(sample.args)]
     with backend("cpp"), fake, Record(), torch.enable_grad():
