@@ -8,6 +8,10 @@ import torch
 _CACHE = tempfile.TemporaryDirectory(prefix="torchsmith-tests-")
 os.environ["TORCHSMITH_CACHE"] = _CACHE.name
 
+# One of several at work: a core each; what is about threads sets its own number. Processes that a test starts are no workers.
+if os.environ.pop("PYTEST_XDIST_WORKER", None):
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _seed():
@@ -24,9 +28,13 @@ def _backend_is_left_as_it_was():
 
 
 def pytest_collection_modifyitems(items):
-    """With TORCHSMITH_TEST_DEVICE=cuda: what a row without CUDA kernels, or the CPU's threads and ISAs, cannot show is skipped."""
+    """The tests that take minutes go first, so that none is left for the end.
+
+    With TORCHSMITH_TEST_DEVICE=cuda: what a row without CUDA kernels, or the CPU's threads and ISAs, cannot show is skipped.
+    """
     from contract import DEVICE
 
+    items.sort(key=lambda item: -max((mark.args[0] for mark in item.iter_markers("minutes")), default=0))
     if DEVICE.type == "cpu":
         return
     from torchsmith import _native

@@ -3,11 +3,9 @@
 What is checked is in cuda_checks.py; how a kernel runs without a GPU in cuda_host.py and cuda_shim/.
 """
 
-import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cuda_host
@@ -35,19 +33,12 @@ def run_row(row: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-@pytest.fixture(scope="module")
-def runs(request):
-    """row -> its run, as many at a time as there are cores: compiler and fibers use one each."""
+@pytest.mark.minutes(2)
+@pytest.mark.parametrize("row", ROWS)
+def test_row_on_the_host(row):
     if cuda_host.compiler() is None:
         pytest.skip("g++ is not installed")
-    chosen = [i.callspec.params["row"] for i in request.session.items if i.originalname == "test_row_on_the_host"]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        yield {row: pool.submit(run_row, row) for row in chosen}
-
-
-@pytest.mark.parametrize("row", ROWS)
-def test_row_on_the_host(row, runs):
-    done = runs[row].result()
+    done = run_row(row)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-4000:]
 
 
