@@ -94,10 +94,14 @@ def save(record: dict, out: Path) -> None:
 
 
 def pytest_counts(output: str) -> dict:
-    """The numbers of pytest's last line."""
+    """The numbers of pytest's last line; of a run cut short, those of the letters it had printed."""
     lines = [line for line in output.splitlines() if re.search(r"\d+ (passed|failed|skipped|error)", line)]
     found = re.findall(r"(\d+) (passed|failed|skipped|errors?)", lines[-1]) if lines else []
-    return {"counts": {name: int(count) for count, name in found}}
+    if found:
+        return {"counts": {name: int(count) for count, name in found}}
+    letters = "".join(re.findall(r"^([.FsE]+)(?: +\[ *\d+%\])?$", output, re.MULTILINE))
+    words = {".": "passed", "F": "failed", "s": "skipped", "E": "errors"}
+    return {"counts": {word: letters.count(letter) for letter, word in words.items() if letter in letters}}
 
 
 def last_json(output: str) -> dict:

@@ -23,7 +23,7 @@ def test_a_stage_that_fails_or_times_out_does_not_lose_the_others(tmp_path):
     out = tmp_path / "records" / "gpu.json"
     stages = [
         python("bad", "print('3 passed, 1 failed in 1s'); raise SystemExit(1)", read=gpu.pytest_counts),
-        python("slow", "import time; time.sleep(60)", seconds=1),
+        python("slow", "import time; print('..F.\\n.s', flush=True); time.sleep(60)", seconds=2, read=gpu.pytest_counts),
         python("unreadable", "print('no json')", read=gpu.last_json),
         python("absent", "", tool="no-such-tool-here"),
         gpu.Stage("nowhere", ["/no/such/program"], 1),
@@ -33,6 +33,7 @@ def test_a_stage_that_fails_or_times_out_does_not_lose_the_others(tmp_path):
     found = json.loads(out.read_text())["stages"]
     assert [e["status"] for e in found.values()] == ["failed", "timed out", "passed", "skipped", "failed", "passed"]
     assert found["bad"]["counts"] == {"passed": 3, "failed": 1}
+    assert found["slow"]["counts"] == {"passed": 4, "failed": 1, "skipped": 1}
     assert "no-such-tool-here" in found["absent"]["note"] and found["good"]["rows"] == []
     assert os.listdir(out.parent) == ["gpu.json"]
 
