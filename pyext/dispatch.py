@@ -1,7 +1,7 @@
 """Choosing an implementation of an op, and saying why.
 
-``cpp`` is the C++ library (CPU; CUDA where built), ``torch`` is ATen through the op's reference. ``auto`` takes ``cpp``
-where the library has a kernel for the device and dtype, unless a measurement on this machine (tuning.py) says that
+``cpp`` is the C++ library (CPU; CUDA where built), ``triton`` the Triton kernels (CUDA), ``torch`` is ATen through the op's
+reference. ``auto`` takes ``cpp`` where the library has a kernel for the device and dtype, unless a measurement on this machine (tuning.py) says that
 ``torch`` is faster for the call's shapes; else ``torch``.
 """
 
@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
+from . import triton_backend
 from ._library import CUDA_KERNELS
 
 __all__ = ["BACKENDS", "Decision", "backend", "explain"]
 
-BACKENDS = ("auto", "cpp", "torch")
+BACKENDS = ("auto", "cpp", "triton", "torch")
 KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
 
@@ -35,6 +36,7 @@ class Decision:
 KNOWN: dict[str, Callable[[tuple[Any, ...], tuple[Any, ...]], str]] = {}
 
 _active = "auto"
+_by_op: dict[str, str] = {}  # op -> backend, where it is not the active one
 _last: Decision | str | None = None  # a str: the op that went straight to its kernel
 
 
@@ -42,28 +44,56 @@ class backend:  # noqa: N801  (used like torch.no_grad)
     """Choose the implementation of every op: ``torchsmith.backend("torch")`` sets it; ``with`` restores the one before.
 
     Args:
-        name: ``"auto"``, ``"cpp"`` or ``"torch"``. It holds for the whole process.
+        name: ``"auto"``, ``"cpp"``, ``"triton"`` or ``"torch"``. It holds for the whole process.
+        ops: public ops to choose it for, others stay as they are; None: for all, and earlier choices for single ops end.
+            Ops that share their kernels (``linear`` and ``linear_relu``) go together.
 
     Raises:
-        ValueError: the name is none of these.
+        ValueError: the name, or one of ``ops``, is not known.
+        RuntimeError: ``"triton"`` where Triton cannot be used; says why.
     """
 
-    def __init__(self, name: str):
-        global _active
+    def __init__(self, name: str, ops: Iterable[str] | None = None):
         if name not in BACKENDS:
             raise ValueError(f"backend: expected one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
-        self.name, self._before = name, _active
-        _active = name
+        if isinstance(ops, str):
+            raise ValueError(f"backend: ops: expected a list of names, got the string {ops!r}")
+        self.ops = None if ops is None else tuple(ops)
+        for op in self.ops or ():
+            if op not in _kernels:
+                raise ValueError(f"backend: ops: expected names among {', '.join(_kernels)}, got {op!r}")
+        if name == "triton" and (why := triton_backend.absent()):
+            raise RuntimeError(f"backend: 'triton' is absent: {why} (pip install 'torchsmith[triton]')")
+        self.name, self._before = name, (_active, dict(_by_op))
+        if self.ops is None:
+            _set(name, {})
+        else:
+            shared = {kernel for op in self.ops for kernel in _kernels[op]}
+            _set(_active, {**_by_op, **{op: name for op, kernels in _kernels.items() if shared & set(kernels)}})
 
     def __enter__(self) -> backend:
         return self
 
     def __exit__(self, *_: object) -> None:
-        global _active
-        _active = self._before
+        _set(*self._before)
 
     def __repr__(self) -> str:
-        return f"torchsmith.backend({self.name!r})"
+        return f"torchsmith.backend({self.name!r}{'' if self.ops is None else f', ops={self.ops!r}'})"
+
+
+def _set(active: str, by_op: dict[str, str]) -> None:
+    global _active
+    _active = active
+    _by_op.clear()
+    _by_op.update(by_op)
+    wanted = {kernel for op, kernels in _kernels.items() if chosen(op) == "triton" for kernel in kernels}
+    if wanted or triton_backend.in_use():
+        triton_backend.use(wanted)
+
+
+def chosen(op: str) -> str:
+    """The backend set for an op."""
+    return _by_op.get(op, _active) if _by_op else _active
 
 
 def explain() -> Decision | None:
@@ -79,7 +109,7 @@ def direct(op: str, *tensors: torch.Tensor | None) -> bool:
     """
     global _last
     if (
-        _active == "torch"
+        chosen(op) in ("torch", "triton")
         or torch.compiler.is_compiling()
         or torch._C._is_any_autocast_enabled()
         or torch._C._are_functorch_transforms_active()
@@ -98,7 +128,7 @@ def native_wins(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...] = ())
 
     ``tensors`` and ``others`` are the public function's arguments in its order.
     """
-    if torch.compiler.is_compiling() or _active != "auto":
+    if torch.compiler.is_compiling() or chosen(op) != "auto":
         return ""
     known = KNOWN.get(op)
     return known(tensors, others) if known else ""
@@ -110,20 +140,27 @@ def automatic() -> bool:
 
 
 def use_kernel(op: str, input: torch.Tensor, unfit: str = "") -> bool:
-    """Whether the C++ kernel computes this call; records the decision for :func:`explain`.
+    """Whether a kernel of ours computes this call; records the decision for :func:`explain`.
 
     ``unfit`` is the op's own reason to leave the call to ATen, empty if it has none.
     """
     if torch.compiler.is_compiling():  # traced once: nothing to record, and functorch's own state is torch's business
         fits = input.dtype in KERNEL_DTYPES and _device_has_kernels(op, input.device.type)
-        return not unfit and _active != "torch" and fits
+        return not unfit and chosen(op) != "torch" and fits
     reason = unfit or _why_not(op, input)
-    _remember(op, "torch" if reason else "cpp", reason or f"{input.device.type} kernel for {input.dtype}")
+    kernel = f"{input.device.type} kernel for {input.dtype}"
+    if chosen(op) == "triton":
+        other = triton_backend.computes(_kernels[op], input)
+        if not unfit and not other and reason in ("", f"no kernel for device {input.device.type}"):
+            _remember(op, "triton", f"Triton {kernel}")
+            return True
+        kernel = f"{kernel}; {other}"
+    _remember(op, "torch" if reason else "cpp", reason or kernel)
     return not reason
 
 
 def _why_not(op: str, input: torch.Tensor) -> str:
-    if _active == "torch":
+    if chosen(op) == "torch":
         return 'backend("torch") is set'
     if input.dtype not in KERNEL_DTYPES:
         return f"no kernel for {input.dtype}"
@@ -144,11 +181,13 @@ def _remember(op: str, implementation: str, reason: str) -> None:
         _last = Decision(op, implementation, reason)
 
 
+_kernels: dict[str, tuple[str, ...]] = {}  # public op -> the native ops it calls
 _on_cuda: set[str] = set()  # public ops all of whose kernels the CUDA library has
 
 
 def declare(op: str, kernels: Iterable[str]) -> None:
     """Tells which native ops a public op calls, so that it is sent to a device only where all of them have kernels."""
+    _kernels[op] = tuple(kernels)
     if CUDA_KERNELS.issuperset(kernels):
         _on_cuda.add(op)
 

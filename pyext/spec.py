@@ -82,9 +82,21 @@ def all_specs() -> tuple[OpSpec, ...]:
     return tuple(_SPECS.values())
 
 
+#: native op -> its outputs, uninitialised, made from its arguments
+OUTPUTS: dict[str, Callable[..., Any]] = {}
+
+
 def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers a function as the fake kernel of ``torch.ops.torchsmith.<name>``: shapes, dtypes and strides of its outputs."""
-    return torch.library.register_fake(f"torchsmith::{name}")
+    """Registers a function as the fake kernel of ``torch.ops.torchsmith.<name>``: shapes, dtypes and strides of its outputs.
+
+    On real tensors the same function allocates the outputs, which a kernel in Python then fills.
+    """
+
+    def keep(function: Callable[..., Any]) -> Callable[..., Any]:
+        OUTPUTS[name] = function
+        return torch.library.register_fake(f"torchsmith::{name}")(function)
+
+    return keep
 
 
 def kernel(name: str) -> Any:

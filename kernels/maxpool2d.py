@@ -1,0 +1,98 @@
+"""max_pool2d.   Formula, ties, NaN and the saved position: csrc/contract/maxpool2d.h.
+
+A thread has one result, and looks at its window's cells; backward a thread has one cell, and looks at the windows over it:
+no atomics, one order of the sums.
+"""
+
+import triton
+import triton.language as tl
+
+from ._shared import Config, cdiv, implements, launch
+
+# Memory-bound, a few registers a thread: small blocks fill every multiprocessor, four warps hide the loads.
+CONFIG = Config(BLOCK=256, warps=4, stages=2)
+
+
+@triton.jit
+def _split(i, C, H, W, LAST: tl.constexpr):
+    """Flat index in the order of memory -> n, c, h, w."""
+    if LAST:
+        c = i % C
+        w = i // C % W
+        h = i // C // W % H
+    else:
+        w = i % W
+        h = i // W % H
+        c = i // W // H % C
+    return i // C // W // H, c, h, w
+
+
+@triton.jit
+def pool_forward_kernel(
+    x_ptr, xn, xc, xh, xw,  # [N, C, H, W] and its strides
+    y_ptr, yn, yc, yh, yw,  # [N, C, OH, OW]
+    position_ptr,  # as y
+    count, C, H, W, OH, OW, SH, SW, PH, PW, DH, DW,
+    KH: tl.constexpr, KW: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    there = i < count
+    n, c, oh, ow = _split(i, C, OH, OW, LAST)
+    best = tl.full((BLOCK,), float("-inf"), tl.float32)
+    position = tl.full((BLOCK,), -1, tl.int32)
+    for k in range(KH * KW):
+        h, w = oh * SH - PH + k // KW * DH, ow * SW - PW + k % KW * DW
+        inside = there & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        v = tl.load(x_ptr + n * xn + c * xc + h * xh + w * xw, inside, float("-inf")).to(tl.float32)
+        # the first of equals; the last NaN; the first cell of a window of -inf
+        wins = inside & ((v > best) | (v != v) | (position < 0))
+        best = tl.where(wins, v, best)
+        position = tl.where(wins, k, position)
+    at = n * yn + c * yc + oh * yh + ow * yw
+    tl.store(y_ptr + at, best, there)
+    tl.store(position_ptr + at, tl.maximum(position, 0), there)
+
+
+@triton.jit
+def pool_backward_kernel(
+    g_ptr, gn, gc, gh, gw,  # [N, C, OH, OW] and its strides
+    position_ptr, pn, pc, ph, pw,
+    dx_ptr, xn, xc, xh, xw,  # [N, C, H, W]
+    count, C, H, W, OH, OW, SH, SW, PH, PW, DH, DW,
+    KH: tl.constexpr, KW: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    there = i < count
+    n, c, h, w = _split(i, C, H, W, LAST)
+    sum = tl.zeros((BLOCK,), tl.float32)
+    for k in range(KH * KW):
+        # oh SH = h + PH - kh DH
+        top, left = h + PH - k // KW * DH, w + PW - k % KW * DW
+        oh, ow = top // SH, left // SW
+        meets = there & (top >= 0) & (left >= 0) & (top % SH == 0) & (left % SW == 0) & (oh < OH) & (ow < OW)
+        position = tl.load(position_ptr + n * pn + c * pc + oh * ph + ow * pw, meets, 0).to(tl.int32)
+        won = meets & (position == k)
+        sum += tl.load(g_ptr + n * gn + c * gc + oh * gh + ow * gw, won, 0.0).to(tl.float32)
+    tl.store(dx_ptr + n * xn + c * xc + h * xh + w * xw, sum, there)
+
+
+def _pool(kernel, tensors, cells, H, W, OH, OW, kernel_size, stride, padding, dilation):
+    launch(
+        kernel, lambda config: (cdiv(cells.numel(), config["BLOCK"]),), CONFIG,
+        *tensors, cells.numel(), cells.shape[1], H, W, OH, OW, *stride, *padding, *dilation,
+        KH=kernel_size[0], KW=kernel_size[1],
+        LAST=cells.stride(1) == 1 and not cells.is_contiguous(),
+    )  # fmt: skip
+
+
+@implements("maxpool2d_forward")
+def forward(outputs, input, kernel_size, stride, padding, dilation, ceil_mode):
+    y, position = outputs
+    tensors = (input, *input.stride(), y, *y.stride(), position)
+    _pool(pool_forward_kernel, tensors, y, *input.shape[2:], *y.shape[2:], kernel_size, stride, padding, dilation)
+
+
+@implements("maxpool2d_backward")
+def backward(dx, grad, position, input_size, kernel_size, stride, padding, dilation, ceil_mode):
+    tensors = (grad, *grad.stride(), position, *position.stride(), dx, *dx.stride())
+    _pool(pool_backward_kernel, tensors, dx, *dx.shape[2:], *grad.shape[2:], kernel_size, stride, padding, dilation)

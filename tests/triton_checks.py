@@ -1,0 +1,87 @@
+"""One row's Triton kernels under Triton's interpreter: run by test_triton.py, in a process with TRITON_INTERPRET=1.
+
+Every sample of the row's specs that is small enough for an interpreter, forward and backward, against the float64 reference
+by the rule of compare.py. What was launched is written down for the ahead-of-time compilation that follows.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from compare import compare
+from contract import Call, samples_of
+from triton.runtime import interpreter
+
+from torchsmith import triton_backend
+from torchsmith.dispatch import backend, explain
+from torchsmith.spec import all_specs
+
+ROW = os.environ["TORCHSMITH_TEST_ROW"]
+SPECS = [spec for spec in all_specs() if spec.row == ROW and all(map(triton_backend.has, spec.kernels))]
+MOST = 6000  # elements of a sample: a program of a launch takes milliseconds
+LAUNCHED: dict[str, dict] = {}
+
+
+@pytest.fixture(autouse=True)
+def _write_down(monkeypatch):
+    run = interpreter.InterpretedFunction.run
+
+    def recorded(self, *args, grid, warmup, **kwargs):
+        given = dict(zip(self.arg_names, args, strict=False)) | kwargs
+        types = {name: str(v.dtype).removeprefix("torch.") for name, v in given.items() if isinstance(v, torch.Tensor)}
+        constants = {k: v for k, v in kwargs.items() if k in self.arg_names}
+        one = {"kernel": self.fn.__name__, "file": Path(self.fn.__code__.co_filename).stem, "tensors": types,
+               "constants": constants, "options": {k: v for k, v in kwargs.items() if k not in self.arg_names}}  # fmt: skip
+        LAUNCHED[json.dumps(one, sort_keys=True)] = one
+        return run(self, *args, grid=grid, warmup=warmup, **kwargs)
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "run", recorded)
+
+
+def cases():
+    return [
+        pytest.param(spec, sample, id=f"{spec.name}-{str(dtype)[6:]}-{sample.name}".replace(" ", "_"))
+        for spec in SPECS
+        for dtype in (torch.float32, torch.float16)
+        for sample in samples_of(spec, dtype)
+        if sum(t.numel() for t in Call(sample).tensors) <= MOST
+    ]
+
+
+@pytest.mark.parametrize("spec, sample", cases())
+def test_values(spec, sample):
+    before, call = len(LAUNCHED), Call(sample)
+    exact, exact_grads = Call(sample, torch.float64).gradients(spec.reference)
+    native, native_grads = call.gradients(spec.reference)
+    with backend("triton"):
+        ours, grads = call.gradients(spec.function)
+        chosen = explain()
+    assert chosen.op == spec.name and chosen.implementation == "triton", chosen
+    assert LAUNCHED and (before or any(t.numel() == 0 for t in call.tensors) or len(LAUNCHED) > before)
+    for i, (a, b, c) in enumerate(zip([*ours, *grads], [*native, *native_grads], [*exact, *exact_grads], strict=True)):
+        assert (a is None) == (b is None), f"result {i}"
+        if a is not None:
+            compare(a, b, c, f"result {i}")
+
+
+def test_what_the_kernels_do_not_compute_is_cpps():
+    spec = SPECS[0]
+    with backend("triton"):
+        for sample in samples_of(spec, torch.float64)[:2]:
+            ours = Call(sample).run(spec.function)
+            assert explain().implementation == "cpp" and "float64" in explain().reason
+            torch.testing.assert_close(ours, Call(sample).run(spec.reference))
+
+
+def test_every_kernel_was_launched():
+    """Runs last: every kernel of the row's file, and of the shared ones it imports, was executed above; launches are kept."""
+    folder = Path(triton_backend.__file__).parents[1] / "kernels"
+    source = (folder / f"{ROW}.py").read_text()
+    for shared in folder.glob("_[a-z]*.py"):
+        source += shared.read_text() if f"from .{shared.stem} import" in source else ""
+    kernels = set(re.findall(r"^def (\w+_kernel)\(", source, re.MULTILINE))
+    assert kernels and kernels <= {one["kernel"] for one in LAUNCHED.values()}
+    Path(os.environ["TORCHSMITH_TEST_OUT"]).write_text(json.dumps(list(LAUNCHED.values())))

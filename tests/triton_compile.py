@@ -1,0 +1,70 @@
+"""Compiles launches that triton_checks.py wrote down to machine code, for GPUs that are not there. Run by test_triton.py.
+
+Arguments: the file of launches. Prints, as JSON, one entry for each kernel x configuration x dtype x architecture.
+bfloat16 is float16's launch with the other dtype: the interpreter does not compute it.
+"""
+
+import json
+import sys
+from importlib import import_module
+
+from triton import compile as triton_compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ARCHITECTURES = (80, 90, 100)
+NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "uint8": "u8", "int32": "i32", "int64": "i64"}
+
+
+def chosen(launches: list[dict]) -> list[dict]:
+    """Of each kernel, configuration and dtype the launch with the most of the kernel's options on."""
+    best: dict[tuple, dict] = {}
+    for one in launches:
+        numbers = {k: v for k, v in one["constants"].items() if k.startswith("B") and type(v) is int}  # sizes of blocks
+        key = (one["kernel"], json.dumps(numbers, sort_keys=True), json.dumps(one["options"]), dtype_of(one))
+        on = sum(v is True for v in one["constants"].values())
+        if key not in best or on > best[key][0]:
+            best[key] = on, one
+    return [one for _, one in best.values()]
+
+
+def dtype_of(one: dict) -> str:
+    return next(iter(one["tensors"].values()))
+
+
+def variants(one: dict):
+    """The launch, float32 also with TF32 allowed, float16 also as bfloat16."""
+    yield dtype_of(one), one
+    if dtype_of(one) == "float32" and one["constants"].get("PRECISION") == "ieee":
+        yield "tf32", {**one, "constants": {**one["constants"], "PRECISION": "tf32"}}
+    if dtype_of(one) == "float16":
+        yield "bfloat16", {**one, "tensors": {k: v.replace("float16", "bfloat16") for k, v in one["tensors"].items()}}
+
+
+def build(one: dict, arch: int) -> dict:
+    kernel = getattr(import_module(f"torchsmith.kernels.{one['file']}"), one["kernel"])
+    signature = {}
+    for name in kernel.arg_names:
+        kind = one["tensors"].get(name)
+        signature[name] = f"*{NAMES[kind]}" if kind else "constexpr" if name in one["constants"] else "i32"
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in one["constants"].items()})
+    made = triton_compile(source, target=GPUTarget("cuda", arch, 32), options=one["options"])
+    ptx = made.asm["ptx"]
+    cores = next((name for name in ("tcgen05.mma", "wgmma.mma_async", "mma.sync") if name in ptx), "")
+    return {"shared": made.metadata.shared, "cubin": len(made.asm["cubin"]), "tensor_cores": cores}
+
+
+def main() -> None:
+    with open(sys.argv[1]) as file:
+        launches = chosen(json.load(file))
+    entries = []
+    for one in launches:
+        for dtype, variant in variants(one):
+            for arch in ARCHITECTURES:
+                facts = build(variant, arch)
+                entries.append({"kernel": one["kernel"], "dtype": dtype, "arch": arch, "constants": one["constants"], **facts})
+    print(json.dumps(entries))
+
+
+if __name__ == "__main__":
+    main()
