@@ -22,7 +22,7 @@ ENOUGH_BLOCKS = 128  # about one for each multiprocessor of a large device
 def choose(M: int, N: int) -> Config:
     """The largest block that still leaves enough of them."""
     large, middle, flat = CONFIGS
-    if M <= flat["BM"]:
+    if flat["BM"] >= M:
         return flat
     return large if cdiv(M, large["BM"]) * cdiv(N, large["BN"]) >= ENOUGH_BLOCKS else middle
 

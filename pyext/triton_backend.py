@@ -91,7 +91,9 @@ def _run(op: str, launcher: Callable[..., Any], before: Any, keys: Any, *args: A
     tensor = next(t for t in _tensors(args))
     if tensor.dtype not in _shared().DTYPES:
         if before is None:
-            raise NotImplementedError(f"{op}: no Triton kernel for {tensor.dtype}, and no other for {tensor.device.type}")
+            raise NotImplementedError(
+                f"{op}: no Triton kernel for {tensor.dtype}, and no other for {tensor.device.type}"
+            )
         return before.call_boxed(keys, *args, **kwargs)
     outputs = OUTPUTS[op](*args, **kwargs)
     launcher(outputs, *args, **kwargs)
@@ -104,5 +106,3 @@ def _tensors(args: Iterable[Any]) -> Iterable[torch.Tensor]:
             yield a
         elif isinstance(a, (list, tuple)):
             yield from _tensors(a)
-
-

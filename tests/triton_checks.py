@@ -4,6 +4,7 @@ Every sample of the row's specs that is small enough for an interpreter, forward
 by the rule of compare.py. What was launched is written down for the ahead-of-time compilation that follows.
 """
 
+import importlib
 import json
 import os
 import re
@@ -12,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from compare import compare
-from contract import Call, samples_of
+from contract import SEED, Call, samples_of
 from triton.runtime import interpreter
 
 from torchsmith import triton_backend
 from torchsmith.dispatch import backend, explain
+from torchsmith.kernels import _gemm
 from torchsmith.spec import all_specs
 
 ROW = os.environ["TORCHSMITH_TEST_ROW"]
@@ -41,13 +43,23 @@ def _write_down(monkeypatch):
     monkeypatch.setattr(interpreter.InterpretedFunction, "run", recorded)
 
 
+def edges_of(spec, dtype):
+    """The samples that the CUDA kernels have at the edges of their tiles, some of them large: float32 alone."""
+    if dtype != torch.float32 or not (Path(__file__).parent / "cuda_rows" / f"{ROW}.py").is_file():
+        return []
+    torch.manual_seed(SEED)
+    samples = importlib.import_module(f"cuda_rows.{ROW}").samples(dtype)
+    return list(samples[spec.name] if isinstance(samples, dict) else samples)
+
+
 def cases():
     return [
         pytest.param(spec, sample, id=f"{spec.name}-{str(dtype)[6:]}-{sample.name}".replace(" ", "_"))
         for spec in SPECS
         for dtype in (torch.float32, torch.float16)
-        for sample in samples_of(spec, dtype)
-        if sum(t.numel() for t in Call(sample).tensors) <= MOST
+        for samples, most in ((samples_of(spec, dtype), MOST), (edges_of(spec, dtype), 50 * MOST))
+        for sample in samples
+        if sum(t.numel() for t in Call(sample).tensors) <= most
     ]
 
 
@@ -65,6 +77,18 @@ def test_values(spec, sample):
         assert (a is None) == (b is None), f"result {i}"
         if a is not None:
             compare(a, b, c, f"result {i}")
+
+
+@pytest.mark.parametrize("config", _gemm.CONFIGS, ids=lambda c: f"{c['BM']}x{c['BN']}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda d: str(d)[6:])
+@pytest.mark.skipif(ROW != "linear", reason="once is enough")
+def test_every_configuration_of_the_product(config, dtype, monkeypatch):
+    """Not only the one that small samples get."""
+    monkeypatch.setattr(_gemm, "choose", lambda M, N: config)
+    for spec in SPECS:
+        for sample in samples_of(spec, dtype):
+            if sample.name in ("29x257x65", "transposed", "no rows"):
+                test_values(spec, sample)
 
 
 def test_what_the_kernels_do_not_compute_is_cpps():

@@ -62,7 +62,9 @@ def main() -> None:
         for dtype, variant in variants(one):
             for arch in ARCHITECTURES:
                 facts = build(variant, arch)
-                entries.append({"kernel": one["kernel"], "dtype": dtype, "arch": arch, "constants": one["constants"], **facts})
+                entries.append(
+                    {"kernel": one["kernel"], "dtype": dtype, "arch": arch, "constants": one["constants"], **facts}
+                )
     print(json.dumps(entries))
 
 
