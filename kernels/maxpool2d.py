@@ -96,3 +96,10 @@ def forward(outputs, input, kernel_size, stride, padding, dilation, ceil_mode):
 def backward(dx, grad, position, input_size, kernel_size, stride, padding, dilation, ceil_mode):
     tensors = (grad, *grad.stride(), position, *position.stride(), dx, *dx.stride())
     _pool(pool_backward_kernel, tensors, dx, *dx.shape[2:], *grad.shape[2:], kernel_size, stride, padding, dilation)
+
+
+def unpool(grad, position, size, pool):
+    """The gradient of a max pool over planes of ``size`` [N, C, H, W], dense; ``pool``: window, stride, padding, pairs in a row."""
+    dx = grad.new_empty(size)
+    backward(dx, grad, position, size, pool[:2], pool[2:4], pool[4:], (1, 1), False)
+    return dx

@@ -36,7 +36,7 @@ def test_the_rows_are_the_ones_promised():
 
 
 @pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("cell", ["csrc/contract/{}.h", "csrc/cpu/{}.cpp", "pyext/ops/{}.py"])
+@pytest.mark.parametrize("cell", ["csrc/contract/{}.h", "csrc/cpu/{}.cpp", "kernels/{}.py", "pyext/ops/{}.py"])
 def test_every_row_has_its_cells(row, cell):
     assert (ROOT / cell.format(row)).is_file()
 

@@ -33,8 +33,7 @@ def run_row(row: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.minutes(2)
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", [pytest.param(r, marks=pytest.mark.minutes(4 if r == "conv2d" else 2)) for r in ROWS])
 def test_row_on_the_host(row):
     if cuda_host.compiler() is None:
         pytest.skip("g++ is not installed")

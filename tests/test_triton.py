@@ -26,20 +26,21 @@ def run(command, **environment):
 
 
 @triton_needed
-@pytest.mark.minutes(1)
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", [pytest.param(r, marks=pytest.mark.minutes(2 if r == "conv2d" else 1)) for r in ROWS])
 def test_row_interpreted_and_compiled(row, tmp_path):
-    """float32 and float16 by the interpreter; those, TF32 and bfloat16 (compiled alone) to cubin for three architectures."""
+    """float32 and float16 by the interpreter; those, TF32 and bfloat16 (compiled alone) to cubin."""
     launches, pytest_line = tmp_path / "launches.json", ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     checks = {"TRITON_INTERPRET": "1", "TORCHSMITH_TEST_ROW": row, "TORCHSMITH_TEST_OUT": str(launches)}
     done = run([*pytest_line, "tests/triton_checks.py"], **checks)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    done = run(["tests/triton_compile.py", str(launches)], TRITON_CACHE_DIR=str(tmp_path / "cache"))
+    # Kernels of another row's, or of the product that linear has too, are compiled there.
+    elsewhere = {"conv2d": ["maxpool2d"], "rnn": ["_gemm"], "gru": ["_gemm"]}.get(row, [])
+    done = run(["tests/triton_compile.py", str(launches), *elsewhere], TRITON_CACHE_DIR=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr[-4000:]
     entries = json.loads(done.stdout.splitlines()[-1])
-    launched = {one["kernel"] for one in json.loads(launches.read_text())}
-    assert {entry["kernel"] for entry in entries} == launched
-    assert {entry["arch"] for entry in entries} == {80, 90, 100}
+    launched = {one["kernel"] for one in json.loads(launches.read_text()) if one["file"] not in elsewhere}
+    for arch in (80, 90, 100):
+        assert {entry["kernel"] for entry in entries if entry["arch"] == arch} == launched
     for entry in entries:
         assert entry["cubin"] > 0 and entry["shared"] <= SHARED[entry["arch"]], entry
         if "PRECISION" in entry["constants"] and entry["dtype"] != "float32":
@@ -51,7 +52,7 @@ def test_every_kernel_file_is_a_row_and_computes_all_its_ops():
     rows = {spec.row: set() for spec in all_specs()}
     for spec in all_specs():
         rows[spec.row] |= set(spec.kernels)
-    assert set(ROWS) <= set(rows)
+    assert set(ROWS) == set(rows)
     for row in ROWS:
         assert all(map(triton_backend.has, rows[row])), row
 

