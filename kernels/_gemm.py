@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._shared import Config, cdiv, launch, precision
+from ._shared import Config, cdiv, first, launch, precision
 
 __all__ = ["CONFIGS", "choose", "gemm", "gemm_kernel"]
 
@@ -78,13 +78,13 @@ def gemm(a, b, c, *, bias=None, mask=None, plus=None, sums=None, relu=False, all
     """
     (M, K), N = a.shape, b.shape[1]
     masked = a if mask is None else mask
-    first = c if c is not None else sums
+    result = c if c is not None else sums
     columns = N if c is not None else 0  # the sums need one block of columns, whatever else there is
     launch(
         gemm_kernel,
         lambda config: (cdiv(M, config["BM"]), max(cdiv(columns, config["BN"]), sums is not None)),
-        choose(M, N),
-        a, masked, b, b if bias is None else bias, b if plus is None else plus, first, a if sums is None else sums,
+        first(choose(M, N), CONFIGS),
+        a, masked, b, b if bias is None else bias, b if plus is None else plus, result, a if sums is None else sums,
         M, N, K, *a.stride(), *masked.stride(), *b.stride(), 0 if bias is None else bias.stride(0),
         MASK=mask is not None, BIAS=bias is not None, PLUS=plus is not None, RELU=relu, STORE=c is not None,
         SUMS=sums is not None, PRECISION=precision(allow_tf32),

@@ -19,9 +19,9 @@ __all__ = ["implement"]
 
 ONE_LAUNCH = 128  # hidden units of a program; more, and a state and three gates of them no longer fit the registers
 # 16 sequences are the fewest that tensor cores take; few, so that a batch reaches many multiprocessors.
-STEPS = {size: Config(BB=16, BH=size, warps=warps, stages=1) for size, warps in ((16, 1), (32, 2), (64, 4), (128, 8))}
-CELL = Config(BB=16, BH=32, BK=32, warps=4, stages=2)
-GATES = Config(BLOCK=256, warps=4, stages=2)
+STEPS = {size: (Config(BB=16, BH=size, warps=warps, stages=1),) for size, warps in ((16, 1), (32, 2), (64, 4), (128, 8))}
+CELL = (Config(BB=16, BH=32, BK=32, warps=4, stages=2),)
+GATES = (Config(BLOCK=256, warps=4, stages=2),)
 
 
 @triton.jit

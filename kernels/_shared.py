@@ -1,4 +1,9 @@
-"""What every Triton row shares: registering launchers, choosing among configurations, launching."""
+"""What every Triton row shares: registering launchers, choosing among configurations, launching.
+
+A launch is worked out once for a kind of call (dtypes, alignments, sizes, constants): its configuration, its grid and the
+compiled kernel are kept together, so that neither the JIT's binding of arguments is paid again nor a grid can outlive the
+configuration it was made for.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,9 @@ import torch
 import triton
 from triton import knobs
 
-__all__ = ["DTYPES", "LAUNCHERS", "Config", "cdiv", "implements", "launch", "precision"]
+from torchsmith import triton_backend
+
+__all__ = ["DTYPES", "LAUNCHERS", "Config", "cdiv", "first", "implements", "launch", "precision"]
 
 #: What the kernels compute: products by tl.dot, sums in float32. float64 stays with the C++ kernels.
 DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -37,14 +44,82 @@ class Config(dict):
     def __init__(self, *, warps: int = 4, stages: int = 3, **constants: int):
         super().__init__(constants)
         self.options = {"num_warps": warps, "num_stages": stages}
+        self.label = " ".join(f"{name}{value}" for name, value in {**constants, "w": warps, "s": stages}.items())
 
 
-def launch(kernel: Any, grid: Callable[[Config], Sequence[int]], config: Config, *args: Any, **constants: Any) -> None:
-    """One launch; the grid is made from the very configuration that runs. An empty grid is nothing to do."""
-    blocks = tuple(grid(config))
+def first(config: Config, others: Sequence[Config]) -> tuple[Config, ...]:
+    """All of them, with the one that is taken where nothing was measured in front."""
+    return config, *(other for other in others if other is not config)
+
+
+#: kind of call -> compiled kernel, its grid, its constants in order
+_ready: dict[tuple[Any, ...], tuple[Any, tuple[int, ...], tuple[Any, ...]]] = {}
+KEPT = 4096  # kinds of calls; beyond that (lengths that never repeat) all are forgotten
+triton_backend.when_configurations_change(_ready.clear)
+
+
+def launch(
+    kernel: Any, grid: Callable[[Config], Sequence[int]], configs: Sequence[Config], *args: Any, **constants: Any
+) -> None:
+    """One launch of ``kernel(*args, **constants)``, in the first of ``configs`` or the one measured to be faster.
+
+    ``grid`` makes the blocks from the very configuration that runs. An empty grid is nothing to do. ``constants`` and a
+    configuration's own are the parameters that follow ``args``, in any order.
+    """
+    key = (kernel, configs[0].label, *map(_kind, args), *constants.values())
+    if key not in _ready:
+        _prepare(key, kernel, grid, configs, args, constants)
+        return
+    compiled, blocks, rest = _ready[key]
+    compiled[blocks](*args, *rest)
+
+
+def _kind(value: Any) -> Any:
+    """Of an argument what a compiled kernel depends on: Triton makes code for pointers to multiples of 16 bytes."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0, value.get_device()
+    return value
+
+
+def _prepare(key, kernel, grid, configs, args, constants) -> None:
+    """The first launch of its kind: chooses, compiles, runs, and keeps what it takes to run again."""
+    config = _chosen(kernel, grid, configs, args, constants) if len(configs) > 1 else configs[0]
+    blocks = _blocks(grid, config)
     if 0 in blocks:
         return
-    kernel[blocks](*args, **constants, **config, **config.options)
+    compiled = kernel[blocks](*args, **constants, **config, **config.options)
+    if INTERPRETED:
+        return
+    if len(_ready) >= KEPT:
+        _ready.clear()
+    values = {**constants, **config}
+    _ready[key] = compiled, blocks, tuple(values[name] for name in kernel.arg_names[len(args) :])
+
+
+def _blocks(grid: Callable[[Config], Sequence[int]], config: Config) -> tuple[int, ...]:
+    blocks = tuple(grid(config))
+    return blocks + (1,) * (3 - len(blocks))
+
+
+def _chosen(kernel, grid, configs, args, constants) -> Config:
+    """The configuration that was measured to be the fastest for such a call; the first where none was."""
+    what = [str(a.dtype).removeprefix("torch.") if isinstance(a, torch.Tensor) else a for a in args]
+    device = triton_backend.device_name(args[0])
+    described = (device, *what, *(v for v in constants.values()))
+
+    def runner(config: Config) -> Callable[[int], None]:
+        blocks = _blocks(grid, config)
+
+        def run(count: int) -> None:
+            for _ in range(count):
+                kernel[blocks](*args, **constants, **config, **config.options)
+
+        return run
+
+    label = triton_backend.configuration(
+        kernel.__name__, described, {config.label: runner(config) for config in configs if 0 not in _blocks(grid, config)}
+    )
+    return next((config for config in configs if config.label == label), configs[0])
 
 
 def precision(allow_tf32: bool) -> str:

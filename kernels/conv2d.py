@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._shared import Config, cdiv, implements, launch, precision
+from ._shared import Config, cdiv, first, implements, launch, precision
 from .maxpool2d import unpool
 
 # Cells by channels. A course network has 10 to 32 channels: a block no wider than they are wastes none of its product, and
@@ -31,8 +31,8 @@ BLOCKS = 256  # about two for each multiprocessor of a large device
 
 
 def narrowest(configs, name: str, size: int):
-    """The first configuration that spans ``size``, else the widest."""
-    return next((c for c in configs if size <= c[name]), configs[-1])
+    """In front the first configuration that spans ``size``, else the widest."""
+    return first(next((c for c in configs if size <= c[name]), configs[-1]), configs)
 
 
 @triton.jit
@@ -216,14 +216,14 @@ def backward(outputs, grad, input, weight, output, position, stride, padding, di
             *masks, weight, *weight.stride(), dx, *dx.stride(), N * H * W, *sizes, **same,
         )  # fmt: skip
     if need_weight or need_bias:
-        config, taps, cells = narrowest(TAPS, "BM", K), C * weight.shape[2] * weight.shape[3], N * OH * OW
-        blocks = cdiv(K, config["BM"]) * cdiv(taps, config["BN"]) * groups
+        configs, taps, cells = narrowest(TAPS, "BM", K), C * weight.shape[2] * weight.shape[3], N * OH * OW
+        blocks = cdiv(K, configs[0]["BM"]) * cdiv(taps, configs[0]["BN"]) * groups
         shares = max(1, min(cdiv(BLOCKS, blocks), cdiv(cells, SHARE_CELLS)))
         of_weight = input.new_empty((shares, *weight.shape), dtype=torch.float32)
         of_bias = input.new_empty((shares, weight.shape[0]), dtype=torch.float32)
         launch(
             conv_weight_kernel,
-            lambda c: (cdiv(K, c["BM"]), cdiv(taps, c["BN"]) if need_weight else 1, groups * shares), config,
+            lambda c: (cdiv(K, c["BM"]), cdiv(taps, c["BN"]) if need_weight else 1, groups * shares), configs,
             *masks, input, *input.stride(), of_weight, of_bias, cells, cdiv(cells, shares), groups, *sizes,
             WEIGHT=need_weight, SUMS=need_bias, **same,
         )  # fmt: skip

@@ -10,7 +10,7 @@ import triton.language as tl
 from ._shared import Config, cdiv, implements, launch
 
 # Memory-bound, a few registers a thread: small blocks fill every multiprocessor, four warps hide the loads.
-CONFIG = Config(BLOCK=256, warps=4, stages=2)
+CONFIGS = (Config(BLOCK=256, warps=4, stages=2),)
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def pool_backward_kernel(
 
 def _pool(kernel, tensors, cells, H, W, OH, OW, kernel_size, stride, padding, dilation):
     launch(
-        kernel, lambda config: (cdiv(cells.numel(), config["BLOCK"]),), CONFIG,
+        kernel, lambda config: (cdiv(cells.numel(), config["BLOCK"]),), CONFIGS,
         *tensors, cells.numel(), cells.shape[1], H, W, OH, OW, *stride, *padding, *dilation,
         KH=kernel_size[0], KW=kernel_size[1],
         LAST=cells.stride(1) == 1 and not cells.is_contiguous(),

@@ -2,13 +2,15 @@
 
 ``cpp`` is the C++ library (CPU; CUDA where built), ``triton`` the Triton kernels (CUDA), ``torch`` is ATen through the op's
 reference. ``auto`` takes ``cpp`` where the library has a kernel for the device and dtype, unless a measurement on this machine (tuning.py) says that
-``torch`` is faster for the call's shapes; else ``torch``.
+``torch`` is faster for the call's shapes; else ``torch``. Of ``cpp`` and ``triton`` kernels on a GPU it takes, for each
+native op, the one measured to be faster, and ``cpp`` without a measurement.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +36,10 @@ class Decision:
 #: op -> what is known of its calls: given (tensors, other arguments), why native is the faster one, or "". Only ops of
 #: which something is known are in it, so that others pay one look into a dict. tuning.py fills it.
 KNOWN: dict[str, Callable[[tuple[Any, ...], tuple[Any, ...]], str]] = {}
+
+#: native op -> what is known of its kernels: given its arguments, why Triton's is faster than the C++ one, or "".
+#: :func:`renew` brings a change of it into force.
+FASTER_IN_TRITON: dict[str, Callable[[tuple[Any, ...]], str]] = {}
 
 _active = "auto"
 _by_op: dict[str, str] = {}  # op -> backend, where it is not the active one
@@ -86,9 +92,31 @@ def _set(active: str, by_op: dict[str, str]) -> None:
     _active = active
     _by_op.clear()
     _by_op.update(by_op)
-    wanted = {kernel for op, kernels in _kernels.items() if chosen(op) == "triton" for kernel in kernels}
-    if wanted or triton_backend.in_use():
-        triton_backend.use(wanted)
+    renew()
+
+
+def renew() -> None:
+    """Lets each native op run the kernels that the backends set, and what is known of them, give it."""
+    always = {kernel for op, kernels in _kernels.items() if chosen(op) == "triton" for kernel in kernels}
+    by_call = {
+        kernel: partial(_faster_in_triton, op, FASTER_IN_TRITON[kernel])
+        for op, kernels in _kernels.items()
+        if chosen(op) == "auto"
+        for kernel in kernels
+        if kernel in FASTER_IN_TRITON
+    }
+    if always or by_call or triton_backend.in_use():
+        triton_backend.use(always, by_call)
+
+
+def _faster_in_triton(op: str, known: Callable[[tuple[Any, ...]], str], args: tuple[Any, ...]) -> bool:
+    global _last
+    reason = known(args)
+    if reason and _last is not None:  # the call's own decision stands there; its kernel was chosen only now
+        last = explain()
+        if _kernels.get(last.op) == _kernels[op]:
+            _last = Decision(last.op, "triton", reason)
+    return bool(reason)
 
 
 def chosen(op: str) -> str:
@@ -134,9 +162,9 @@ def native_wins(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...] = ())
     return known(tensors, others) if known else ""
 
 
-def automatic() -> bool:
-    """Whether the choice is ours: no backend is set."""
-    return _active == "auto"
+def automatic(op: str) -> bool:
+    """Whether the choice is ours: no backend is set for the op."""
+    return chosen(op) == "auto"
 
 
 def use_kernel(op: str, input: torch.Tensor, unfit: str = "") -> bool:

@@ -8,7 +8,8 @@ Triton is imported when the backend is first asked for.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import cache, partial
 from importlib import import_module
 from pkgutil import iter_modules
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["absent", "computes", "has", "in_use", "use"]
+__all__ = ["absent", "computes", "configuration", "device_name", "has", "in_use", "use", "use_configurations"]
 
 
 @cache
@@ -57,16 +58,23 @@ def computes(ops: Iterable[str], input: torch.Tensor) -> str:
 
 
 _libraries: dict[str, list[torch.library.Library]] = {}  # native op -> its registrations
+_always: frozenset[str] = frozenset()
+_by_call: dict[str, Callable[[tuple[Any, ...]], bool]] = {}
 
 
 def in_use() -> frozenset[str]:
-    """The native ops that run Triton kernels now."""
+    """The native ops that may run Triton kernels now."""
     return frozenset(_libraries)
 
 
-def use(ops: Iterable[str]) -> None:
-    """Lets these native ops, and no others, run their Triton kernels; those without one stay as they are."""
-    wanted = {op for op in ops if has(op)}
+def use(always: Iterable[str], by_call: Mapping[str, Callable[[tuple[Any, ...]], bool]] | None = None) -> None:
+    """Lets the native ops ``always``, and no others, run their Triton kernels; those without one stay as they are.
+
+    ``by_call``: for others, whether a call with such arguments is Triton's.
+    """
+    global _always, _by_call
+    _always, _by_call = frozenset(filter(has, always)), {op: c for op, c in (by_call or {}).items() if has(op)}
+    wanted = _always | _by_call.keys()
     for op in [op for op in _libraries if op not in wanted]:
         for library in _libraries.pop(op):
             library._destroy()
@@ -88,21 +96,69 @@ def _register(op: str, key: str) -> torch.library.Library:
 def _run(op: str, launcher: Callable[..., Any], before: Any, keys: Any, *args: Any, **kwargs: Any) -> Any:
     from .spec import OUTPUTS
 
-    tensor = next(t for t in _tensors(args))
-    if tensor.dtype not in _shared().DTYPES:
+    tensor = next(t for t in tensors(args))
+    ours = op in _always or (op in _by_call and (before is None or _by_call[op](args)))
+    if not ours or tensor.dtype not in _shared().DTYPES:
         if before is None:
             raise NotImplementedError(
                 f"{op}: no Triton kernel for {tensor.dtype}, and no other for {tensor.device.type}"
             )
         return before.call_boxed(keys, *args, **kwargs)
-    outputs = OUTPUTS[op](*args, **kwargs)
-    launcher(outputs, *args, **kwargs)
+    # Triton launches on the current device, which need not be the tensors'.
+    with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
+        outputs = OUTPUTS[op](*args, **kwargs)
+        launcher(outputs, *args, **kwargs)
     return outputs
 
 
-def _tensors(args: Iterable[Any]) -> Iterable[torch.Tensor]:
+def tensors(args: Iterable[Any]) -> Iterable[torch.Tensor]:
+    """Every tensor among the arguments of an op."""
     for a in args:
         if isinstance(a, torch.Tensor):
             yield a
         elif isinstance(a, (list, tuple)):
-            yield from _tensors(a)
+            yield from tensors(a)
+
+
+# ------------------------------------------------------------------------------------------------ configurations
+
+Runner = Callable[[int], None]  # runs a launch that many times
+
+_measured: dict[tuple[str, Any], str] = {}  # (kernel, its arguments described) -> label of the fastest configuration
+_try: Callable[[str, Any, dict[str, Runner]], str] | None = None
+_on_change: list[Callable[[], None]] = []
+
+
+def when_configurations_change(forget: Callable[[], None]) -> None:
+    """``forget`` is called when launches may have to be worked out anew."""
+    _on_change.append(forget)
+
+
+def use_configurations(
+    measured: Mapping[tuple[str, Any], str], attempt: Callable[[str, Any, dict[str, Runner]], str] | None = None
+) -> None:
+    """What is known of the kernels' configurations; ``attempt`` measures those of a launch of which nothing is."""
+    global _try
+    _measured.clear()
+    _measured.update(measured)
+    _try = attempt
+    for forget in _on_change:
+        forget()
+
+
+def configuration(kernel: str, arguments: Any, runners: dict[str, Runner]) -> str:
+    """The label of the fastest configuration for a launch; empty where nothing is known."""
+    label = _measured.get((kernel, arguments), "")
+    if not label and _try is not None and len(runners) > 1:
+        label = _measured[kernel, arguments] = _try(kernel, arguments, runners)
+    return label
+
+
+@cache
+def _name_of(index: int) -> str:
+    return torch.cuda.get_device_name(index)
+
+
+def device_name(tensor: torch.Tensor) -> str:
+    """What its speed depends on: a GPU by its model, else the type of the device."""
+    return _name_of(tensor.get_device()) if tensor.is_cuda else tensor.device.type

@@ -101,7 +101,7 @@ def _measure(jobs: list[tuple], quick: bool) -> tuple[list[tuning.Entry], bool]:
                 with harness.threads(count):
                     for call in _calls(spec, case, dtype, grad):
                         if call.key not in entries:
-                            entries[call.key] = tuning.measure(call, quick)
+                            entries |= {entry.key: entry for entry in tuning.measure(call, quick)}
                 progress.advance(task)
         except KeyboardInterrupt:
             return list(entries.values()), True
@@ -126,13 +126,12 @@ def _calls(spec, case, dtype, grad: bool) -> list[tuning.Call]:
 def _text(entries: list[tuning.Entry]) -> str:
     """A table of what was measured, where native wins first."""
     rows = []
-    for e in sorted(entries, key=lambda e: e.torch_us / e.cpp_us):
-        winner = "native" if tuning.native_is_faster(e.cpp_us, e.torch_us) else "ours"
+    for e in sorted((e for e in entries if "ours" in e.us), key=lambda e: e.us["torch"] / e.us["ours"]):
+        ours, native = e.us["ours"], e.us["torch"]
+        winner = "native" if e.fastest == "torch" else "ours"
         mode = "training" if e.grad else "inference"
-        ratio = f"{e.torch_us / e.cpp_us:.2f}"
-        rows.append(
-            (e.op, _words(e.arguments), mode, str(e.threads), f"{e.torch_us:.4g}", f"{e.cpp_us:.4g}", ratio, winner)
-        )
+        ratio = f"{native / ours:.2f}"
+        rows.append((e.op, _words(e.arguments), mode, str(e.threads), f"{native:.4g}", f"{ours:.4g}", ratio, winner))
     head = ("op", "arguments", "mode", "threads", "native us", "ours us", "ratio", "auto takes")
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows))
@@ -142,7 +141,7 @@ def _words(described) -> str:
     if isinstance(described, tuple) and described and described[0] == "tensor":
         dtype = "" if described[2] == "float32" else f" {described[2]}"
         layout = "" if described[3] == "contiguous" else f" {described[3]}"
-        return "x".join(map(str, described[1])) + dtype + layout
+        return " ".join(["x".join(map(str, described[1])) + dtype + layout, *described[4:]])
     if isinstance(described, tuple) and described and described[0] == "packed":
         return f"packed {_words(described[1])} B{described[2]} T{described[3]}"
     if isinstance(described, tuple):

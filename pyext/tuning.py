@@ -1,8 +1,10 @@
-"""The measured table that ``auto`` obeys: for calls seen on this machine, how long our kernels take and how long native.
+"""The measured table that ``auto`` obeys: for calls seen on this machine, how long each implementation takes.
 
-An entry is a call's arguments as far as they matter (sizes, dtypes, layouts, other arguments, threads, with or without
-autograd) and two medians. A call with the same arguments takes the faster one; a call between the sizes measured takes
-what the measured ones of its size class take together. Without an entry our kernel is taken.
+An entry is a call's arguments as far as they matter (sizes, dtypes, layouts, device, other arguments, threads, with or without
+autograd) and a median for each candidate. Three kinds of calls have candidates: a public op has our kernels and native; a
+native op has its C++ and its Triton kernel, where both run; a Triton kernel has its configurations (tuning_kernels.py).
+A call with the same arguments takes the fastest; a call between the sizes measured takes what the measured ones of its size
+class take together. Without an entry, the first candidate is taken.
 
 The table is one JSON file in the user's cache folder (``TORCHSMITH_CACHE`` names another). It holds for one torch, one
 torchsmith, one processor and instruction set; another's is ignored, and replaced by the next measuring.
@@ -14,6 +16,7 @@ import contextlib
 import inspect
 import json
 import os
+import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -24,12 +27,12 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch
+from . import dispatch, triton_backend
 
-__all__ = ["Call", "Entry", "Table", "keep", "measure", "native_is_faster", "record", "table_path", "tune"]
+__all__ = ["Call", "Entry", "Table", "compare", "fastest", "keep", "measure", "measured", "record", "table_path", "tune"]
 
-FORMAT = 1
-#: Native is taken when ours takes this much longer: repeated medians differ by 1-2 %, and a tie is ours.
+FORMAT = 2
+#: Another than the first candidate is taken when that takes this much longer: repeated medians differ by 1-2 %.
 MARGIN = 1.03
 #: Calls whose choice is remembered; beyond that (lengths that never repeat) it is forgotten and looked up again.
 REMEMBERED = 10_000
@@ -40,7 +43,8 @@ REMEMBERED = 10_000
 def describe(value: Any) -> Any:
     """An argument as far as speed depends on it: hashable, and the same again after a trip through JSON."""
     if isinstance(value, torch.Tensor):
-        return "tensor", tuple(value.shape), str(value.dtype).removeprefix("torch."), _layout(value)
+        elsewhere = () if value.is_cpu else (triton_backend.device_name(value),)
+        return "tensor", tuple(value.shape), str(value.dtype).removeprefix("torch."), _layout(value), *elsewhere
     if isinstance(value, PackedSequence):
         return "packed", describe(value.data), int(value.batch_sizes[0]), len(value.batch_sizes)
     if isinstance(value, (tuple, list, torch.Size)):
@@ -78,16 +82,25 @@ def _half_octave(n: int) -> int:
 
 @dataclass(frozen=True)
 class Entry:
-    op: str
+    op: str  #: public op, native op or Triton kernel
     arguments: Any  #: described
     threads: int
     grad: bool
-    cpp_us: float
-    torch_us: float
+    us: dict[str, float]  #: candidate -> median in microseconds; the first is taken unless another is faster
 
     @property
     def key(self) -> tuple[Any, ...]:
         return self.op, self.arguments, self.threads, self.grad
+
+    @property
+    def fastest(self) -> str:
+        return fastest(self.us)
+
+
+def fastest(us: dict[str, float]) -> str:
+    """The candidate to take: the first, unless the best of the others is faster by more than the noise of measuring."""
+    first, best = next(iter(us)), min(us, key=us.__getitem__)
+    return best if us[first] >= MARGIN * us[best] else first
 
 
 # ------------------------------------------------------------------------------------------------ the table
@@ -146,45 +159,76 @@ class Table:
 
     def activate(self) -> None:
         """Lets ``auto`` obey this table, and no other."""
-        by_op: dict[str, _Known] = {}
+        global _active
+        _active = self
+        public, native, configurations = {}, {}, {}
         for entry in self.entries.values():
-            by_op.setdefault(entry.op, _Known(entry.op)).add(entry)
+            if "ours" in entry.us:
+                public.setdefault(entry.op, Known(others_are="native")).add(entry)
+            elif "cpp" in entry.us:
+                native.setdefault(entry.op, Known(others_are="Triton's kernel")).add(entry)
+            else:
+                configurations[entry.op, entry.arguments] = entry.fastest
         dispatch.KNOWN.clear()
-        # An op for which native never wins needs no looking up.
-        dispatch.KNOWN.update({op: known for op, known in by_op.items() if known.loses_somewhere()})
+        dispatch.FASTER_IN_TRITON.clear()
+        # An op whose first candidate never loses needs no looking up.
+        dispatch.KNOWN.update({op: known for op, known in public.items() if known.loses_somewhere()})
+        dispatch.FASTER_IN_TRITON.update({op: k.of_kernel for op, k in native.items() if k.loses_somewhere()})
+        dispatch.renew()
+        triton_backend.use_configurations(configurations)
 
 
-class _Known:
-    """What the table says of one op's calls."""
+_active = Table()
 
-    def __init__(self, op: str) -> None:
-        self.op = op
+
+def measured(call: Call) -> Entry | None:
+    """What the table in use says of exactly such a call."""
+    return _active.entries.get(call.key)
+
+
+class Known:
+    """What the table says of one op's calls: why the second candidate is the faster one, or nothing."""
+
+    def __init__(self, others_are: str) -> None:
+        self.others_are = others_are
         self.exact: dict[Any, str] = {}
-        self.classes: dict[Any, tuple[float, float]] = {}
+        self.classes: dict[Any, dict[str, float]] = {}
         self.remembered: dict[Any, str] = {}
 
     def add(self, entry: Entry) -> None:
-        self.exact[entry.arguments, entry.threads, entry.grad] = _verdict(entry.cpp_us, entry.torch_us, "these sizes")
-        at = size_class(entry.arguments), entry.threads, entry.grad
-        cpp, native = self.classes.get(at, (0.0, 0.0))
-        self.classes[at] = cpp + entry.cpp_us, native + entry.torch_us
+        self.exact[entry.arguments, entry.threads, entry.grad] = self._verdict(entry.us, "these sizes")
+        sums = self.classes.setdefault((size_class(entry.arguments), entry.threads, entry.grad), {})
+        for name, us in entry.us.items():
+            sums[name] = sums.get(name, 0.0) + us
 
     def loses_somewhere(self) -> bool:
         return any(self.exact.values())
 
     def __call__(self, tensors: tuple[Any, ...], others: tuple[Any, ...]) -> str:
         grad = torch.is_grad_enabled() and any(t.requires_grad for t in _leaves(tensors))
-        key = describe((*tensors, *others)), torch.get_num_threads(), grad
+        return self._look_up((describe((*tensors, *others)), torch.get_num_threads(), grad))
+
+    def of_kernel(self, args: tuple[Any, ...]) -> str:
+        """The same for a native op, which is below autograd and runs on a device of its own."""
+        return self._look_up((describe(args), 0, False))
+
+    def _look_up(self, key: tuple[Any, ...]) -> str:
         reason = self.remembered.get(key)
         if reason is None:
             reason = self.exact.get(key)
             if reason is None:
                 sums = self.classes.get((size_class(key[0]), *key[1:]))
-                reason = _verdict(*sums, "sizes like these") if sums else ""
+                reason = self._verdict(sums, "sizes like these") if sums else ""
             if len(self.remembered) >= REMEMBERED:
                 self.remembered.clear()
             self.remembered[key] = reason
         return reason
+
+    def _verdict(self, us: dict[str, float], what: str) -> str:
+        best, first = fastest(us), next(iter(us))
+        if best == first:
+            return ""
+        return f"{self.others_are} is faster for {what}: measured {us[best]:.3g} us against {us[first]:.3g} us"
 
 
 def _leaves(values: Iterable[Any]) -> Iterator[torch.Tensor]:
@@ -195,16 +239,6 @@ def _leaves(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield value.data
         elif isinstance(value, (list, tuple)):
             yield from _leaves(value)
-
-
-def native_is_faster(cpp_us: float, torch_us: float) -> bool:
-    return cpp_us >= MARGIN * torch_us
-
-
-def _verdict(cpp_us: float, torch_us: float, what: str) -> str:
-    if not native_is_faster(cpp_us, torch_us):
-        return ""
-    return f"native is faster for {what}: measured {torch_us:.3g} us against {cpp_us:.3g} us"
 
 
 # ------------------------------------------------------------------------------------------------ recording and measuring
@@ -255,17 +289,57 @@ def _detached(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return map_tensors(arguments, lambda t: t.detach().requires_grad_(t.requires_grad and t.is_floating_point()))
 
 
-def measure(call: Call, quick: bool = False) -> Entry:
-    """Times our kernel and native by turns on the call's own tensors: forward, with autograd also backward."""
-    from .bench import harness
+def measure(call: Call, quick: bool = False) -> list[Entry]:
+    """Times what could compute the call, on its own tensors, by turns: forward, with autograd also backward.
+
+    The last entry is the call's own, our kernels and native. Before it come those of its kernels and their configurations
+    where Triton runs on the tensors' device; ours is then timed as ``auto`` would run it with them.
+    """
     from .spec import all_specs
+    from .tuning_kernels import measure_kernels
 
     (spec,) = (s for s in all_specs() if s.name == call.op)
-    arms = [_arm(spec.function, call, name) for name in ("cpp", "torch")]
+    with _in_use(measure_kernels(spec, call, quick)) as below:
+        us = compare({name: _arm(spec.function, call, name) for name in ("auto" if below else "cpp", "torch")}, call, quick)
+    return [*below, Entry(*call.key, dict(zip(("ours", "torch"), us.values(), strict=True)))]
+
+
+@contextlib.contextmanager
+def _in_use(entries: list[Entry]) -> Iterator[list[Entry]]:
+    """A table of these entries alone decides inside."""
+    before = _active
+    Table({entry.key: entry for entry in entries}).activate()
+    try:
+        yield entries
+    finally:
+        before.activate()
+
+
+def compare(arms: dict[str, Callable[[int], None]], call: Call, quick: bool) -> dict[str, float]:
+    """Microseconds of each arm: medians, each timed by turns with the first."""
+    from .bench import harness
+
+    plan = harness.Plan.quick() if quick else harness.Plan(budget_s=0.2)
+    on_gpu = any(t.is_cuda for t in harness.leaves(call.arguments))
+    (first, base), *others = ((name, _finished(arm) if on_gpu else arm) for name, arm in arms.items())
+    us: dict[str, float] = {}
     with harness.threads(call.threads):
-        times = harness.interleave(harness.Pair(*arms), harness.Plan.quick() if quick else harness.Plan(budget_s=0.2))
-    cpp_us, torch_us = (sorted(t)[len(t) // 2] * 1e6 for t in (times.ours, times.native))
-    return Entry(call.op, describe(call.arguments), call.threads, call.grad, cpp_us, torch_us)
+        for name, arm in others:
+            times = harness.interleave(harness.Pair(ours=base, native=arm), plan)
+            median = statistics.median(times.ours) * 1e6
+            us.setdefault(first, median)
+            us[name] = us[first] * times.ratio  # by the ratio, which is steadier than figures of different moments
+    return us
+
+
+def _finished(arm: Callable[[int], None]) -> Callable[[int], None]:
+    """The arm with its launches run to their end."""
+
+    def run(count: int) -> None:
+        arm(count)
+        torch.cuda.synchronize()
+
+    return run
 
 
 def _arm(function: Callable[..., Any], call: Call, backend: str) -> Callable[[int], None]:
@@ -279,8 +353,9 @@ def _arm(function: Callable[..., Any], call: Call, backend: str) -> Callable[[in
     def once() -> list[torch.Tensor]:
         return [t for t in leaves(function(*positional, **keywords)) if t.requires_grad]
 
-    def run(count: int) -> None:
+    def run(count: int, before: Callable[[], None] = lambda: None) -> None:
         with dispatch.backend(backend), torch.set_grad_enabled(call.grad):
+            before()
             for _ in range(count):
                 outputs = once()
                 if call.grad:
@@ -305,7 +380,7 @@ def tune(
     """
     with record() as calls:
         function(*inputs, **keywords)
-    entries = [measure(call, quick) for call in calls]
+    entries = [entry for call in calls for entry in measure(call, quick)]
     keep(entries, save)
     return entries
 

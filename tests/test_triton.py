@@ -48,6 +48,15 @@ def test_row_interpreted_and_compiled(row, tmp_path):
 
 
 @triton_needed
+@pytest.mark.parametrize("checks, interpret", [("triton_tuning", "1"), ("triton_launches", "0")])
+def test_choosing_and_launching(checks, interpret, tmp_path):
+    """In processes of their own: one interprets, the other has a driver that only writes down what it would launch."""
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{checks}.py"]
+    done = run(command, TRITON_INTERPRET=interpret, TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+@triton_needed
 def test_every_kernel_file_is_a_row_and_computes_all_its_ops():
     rows = {spec.row: set() for spec in all_specs()}
     for spec in all_specs():

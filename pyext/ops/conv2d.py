@@ -103,10 +103,12 @@ def _short_pool(*arguments) -> list[int] | None:
 
 
 def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, pool):
-    slower = "" if pool or input.is_contiguous() else _copied_layout(input, groups)
-    if not slower and name in KNOWN:
+    slower = ""
+    if name in KNOWN:
         pools = (tuple(pool[:2]), tuple(pool[2:4]), tuple(pool[4:])) if pool else ()
         slower = native_wins(name, (input, weight, bias), (stride, padding, dilation, groups, *pools))
+    if not (slower or pool or input.is_contiguous()):
+        slower = _copied_layout(name, input, groups)
     if not slower and input.dim() == 4 and direct(name, input, weight, bias):
         try:
             short = _short(stride, padding, dilation)
@@ -119,10 +121,10 @@ def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, po
     return _checked(name, input, weight, bias, stride, padding, dilation, groups, relu, pool, slower)
 
 
-def _copied_layout(input, groups) -> str:
+def _copied_layout(name, input, groups) -> str:
     """Why channels_last convolutions are native's: ours would transpose each tensor, and with that takes 1.1 to 1.6 times as
     long on the shapes measured. Depthwise ones have a kernel of their own, and before a pool the copies pay."""
-    if not automatic() or input.dim() != 4 or groups == input.shape[1] or not input.is_cpu:
+    if not automatic(name) or input.dim() != 4 or groups == input.shape[1] or not input.is_cpu:
         return ""
     last = input.is_contiguous(memory_format=torch.channels_last)
     return "channels_last: native reads it as it lies, ours would copy it" if last else ""
