@@ -7,7 +7,8 @@ Functions: ``conv2d``, ``conv2d_relu``, ``conv2d_relu_maxpool2d``, ``max_pool2d`
 from importlib import import_module as _import_module
 
 from . import _library as _library  # loads the C++ library, so that torch.ops.torchsmith exists
-from .dispatch import backend, explain
+from .dispatch import backend
+from .explain import explain
 from .ops import *  # noqa: F403  (every public function, gathered from the rows)
 from .ops import __all__ as _ops
 from .tuning import Table as _Table

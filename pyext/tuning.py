@@ -258,6 +258,12 @@ class Call:
         return self.op, describe(self.arguments), self.threads, self.grad
 
 
+def call_of(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...]) -> Call:
+    """A call as the public function makes it now."""
+    grad = torch.is_grad_enabled() and any(t.requires_grad for t in _leaves(tensors))
+    return Call(op, (*tensors, *others), grad, torch.get_num_threads())
+
+
 @contextlib.contextmanager
 def record() -> Iterator[list[Call]]:
     """The calls of our ops made inside, each once; they are computed by our kernels meanwhile."""
@@ -266,20 +272,17 @@ def record() -> Iterator[list[Call]]:
     seen: dict[tuple[Any, ...], Call] = {}
 
     def note(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...]) -> str:
-        grad = torch.is_grad_enabled() and any(t.requires_grad for t in _leaves(tensors))
-        call = Call(op, (*tensors, *others), grad, torch.get_num_threads())
+        call = call_of(op, tensors, others)
         if call.key not in seen:
             seen[call.key] = replace(call, arguments=_detached(call.arguments))
         return ""
 
-    before = dict(dispatch.KNOWN)
     calls: list[Call] = []
-    dispatch.KNOWN.update({spec.name: partial(note, spec.name) for spec in all_specs()})
+    dispatch.observe({spec.name: partial(note, spec.name) for spec in all_specs()})
     try:
         yield calls
     finally:
-        dispatch.KNOWN.clear()
-        dispatch.KNOWN.update(before)
+        dispatch.observe(None)
         calls.extend(seen.values())
 
 

@@ -14,7 +14,6 @@ from triton.runtime import driver
 from torchsmith import triton_backend
 from torchsmith.kernels import _gemm, _shared, linear, maxpool2d
 
-
 SEEN = SimpleNamespace(launches=[], bound=0)  # one for all tests: a kernel compiled for one is launched by the next
 
 
