@@ -1,11 +1,11 @@
-"""The course: one generic trainer, and a small file in ``rows`` for each system it trains.
+"""The course: one trainer, one way to work an example out, and a small file in ``rows`` for each system.
 
 ``torchsmith train NAME`` on the command line; from Python::
 
-    from torchsmith.course import get_row, train
+    from torchsmith.course import get_row
 
     row = get_row("cnn")
-    outcome = train(row, row.settings(epochs=1), folder="runs/mine")
+    outcome = row.run(row.settings(epochs=1), folder="runs/mine")
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from . import rows
 
 if TYPE_CHECKING:
+    from .outcome import Outcome
     from .row import Row
-    from .trainer import Outcome, train
+    from .trainer import train
 
 __all__ = ["Outcome", "Row", "get_row", "row_names", "train"]
 

@@ -8,6 +8,6 @@ from .cnn import MnistCNN
 from .inception import MnistInception
 from .mlp import MnistMLP
 from .names import NameGRU
-from .resnet import MnistResNet
+from .resnet import MnistDenseNet, MnistResNet
 
-__all__ = ["MnistCNN", "MnistInception", "MnistMLP", "MnistResNet", "NameGRU"]
+__all__ = ["MnistCNN", "MnistDenseNet", "MnistInception", "MnistMLP", "MnistResNet", "NameGRU"]
