@@ -18,7 +18,7 @@ from .images import (
 )
 from .names import encode_names, load_names
 from .splits import Splits
-from .text import load_text
+from .text import encode_text, load_text
 
 __all__ = [
     "CIFAR_FILES",
@@ -26,6 +26,7 @@ __all__ = [
     "Batches",
     "Splits",
     "encode_names",
+    "encode_text",
     "load_cifar10",
     "load_diabetes",
     "load_digits",

@@ -1,0 +1,16 @@
+"""A recurrent layer, the whole sequence as one op, learns "hello" -> "ohlol"."""
+
+from torchsmith.course.hello import HELLO, defaults
+from torchsmith.course.row import TrainingRow
+from torchsmith.models import HelloRNN
+
+ROW = TrainingRow(
+    name="hello-rnn",
+    summary="RNN 4->4 on one-hot characters, the sequence as one op",
+    goal='"ohlol"',
+    reached="-",
+    model=lambda layers, settings, facts: HelloRNN(layers=layers),
+    defaults=defaults(lr=0.05),
+    course={"predicted": "ohlol"},
+    **HELLO,
+)

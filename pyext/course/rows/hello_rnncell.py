@@ -1,0 +1,17 @@
+"""A recurrent cell, stepped by hand, learns "hello" -> "ohlol"."""
+
+from torchsmith.course.hello import HELLO, defaults, loss
+from torchsmith.course.row import TrainingRow
+from torchsmith.models import HelloRNNCell
+
+ROW = TrainingRow(
+    name="hello-rnncell",
+    summary="RNNCell 4->4 on one-hot characters",
+    goal='"ohlol" within 15 epochs',
+    reached="-",
+    model=lambda layers, settings, facts: HelloRNNCell(layers=layers),
+    defaults=defaults(lr=0.1),
+    course={"predicted": "ohlol"},
+    # The course adds up the losses of the steps.
+    **HELLO | {"loss": lambda output, target: target.shape[1] * loss(output, target)},
+)
