@@ -129,6 +129,8 @@ def _table(row: TrainingRow, summary: dict[str, Any]) -> dict[str, list]:
             add(f"{part} {name}", map(row.metrics[name].show, values), beside)
     for name in figures[0]["results"]:
         add(name, [cell(figure["results"][name]) for figure in figures])
+    for name, value in (row.worked() if row.worked else {}).items():
+        add(name, [cell(value)] * len(figures))
     ratio = _number(comparison["native_over_ours"], "native / ours {:.2f}x") if comparison else ""
     add("median ms a step", [_number(figure["median_step_ms"], "{:.3f}") for figure in figures], ratio)
     if comparison:

@@ -116,11 +116,13 @@ class TrainingRow(Row):
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     #: further figures of a model, by name, taken at the end of each epoch: numbers or strings
     results: Callable[[nn.Module, Splits], Mapping[str, Any]] | None = None
+    #: figures worked out beside the training, the same for every model: shown and kept at the end
+    worked: Callable[[], Mapping[str, Any]] | None = None
     #: a text shown and kept at the end
     passage: Callable[[nn.Module, Settings, Mapping[str, Any]], str] | None = None
     #: draws a further panel of curves.png from the trained models, by arm
     panel: Callable[[Axes, Mapping[str, nn.Module]], None] | None = None
-    #: (model, facts, words) to rows of ``torchsmith predict``: words, then (answer, probability)...
+    #: ``torchsmith predict``: (model, facts, words) to each word's likeliest answers with their probabilities
     predict: Callable[[nn.Module, Mapping[str, Any], Sequence[str]], list[list[tuple[str, float]]]] | None = None
 
     def run(self, settings: Settings, **more: Any) -> Outcome:

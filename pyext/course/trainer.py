@@ -110,7 +110,7 @@ def train(
 
         console = (console or Console()) if world.leads else Console(quiet=True)
         saved = time.perf_counter()
-        with Display(console, row, settings, splits, arms, total_work(settings, splits), done_work(run)) as display:
+        with Display(console, row, settings, splits, arms, total_work(run), done_work(run)) as display:
             for epoch in _epochs(run, display):
                 display.epoch(epoch, arms)
                 if time.perf_counter() - saved > SAVE_EVERY:
@@ -216,14 +216,15 @@ def _finish(finish: Any, mean: float) -> float:
         return math.inf
 
 
-def total_work(settings: Settings, splits: Splits) -> float:
+def total_work(run: Training) -> float:
     """What a run advances the progress bar by, in trained samples."""
-    sizes = splits.sizes()
-    return settings.epochs * (sizes["train"] + EVALUATION_COST * sum(sizes.values()))
+    sizes = run.splits.sizes()
+    evaluated = sum(sizes.values()) if run.row.metrics else 0
+    return run.settings.epochs * (sizes["train"] + EVALUATION_COST * evaluated)
 
 
 def done_work(run: Training) -> float:
     """What of it a resumed run has behind it."""
     step = _batches(run, run.splits.train).step
-    epochs = total_work(run.settings, run.splits) * (run.place.epoch - 1) / run.settings.epochs
+    epochs = total_work(run) * (run.place.epoch - 1) / run.settings.epochs
     return epochs + run.place.batches * step

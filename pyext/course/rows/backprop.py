@@ -11,7 +11,7 @@ FOUR = torch.tensor([[4.0]])
 def work(functions, settings):
     w = torch.tensor([[1.0]], requires_grad=True)
     losses = []
-    before = float(functions.linear(FOUR, w))
+    before = functions.linear(FOUR, w).item()
     for _ in range(settings.epochs):
         for x, y in zip(X.split(1), Y.split(1), strict=True):
             loss = (functions.linear(x, w) - y).square().sum()
@@ -19,9 +19,9 @@ def work(functions, settings):
             with torch.no_grad():
                 w -= settings.lr * w.grad
             w.grad = None
-        losses.append(float(loss))
-    after = float(functions.linear(FOUR, w))
-    quantities = {"y(4) before": before, "y(4) after": after, "w": float(w)}
+        losses.append(loss.item())
+    after = functions.linear(FOUR, w).item()
+    quantities = {"y(4) before": before, "y(4) after": after, "w": w.item()}
     return Worked(quantities, {"loss": losses}, range(1, settings.epochs + 1), ("epoch", "loss of the last point"))
 
 

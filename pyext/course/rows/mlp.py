@@ -13,6 +13,6 @@ ROW = TrainingRow(
     reached="-",
     model=lambda layers, settings, facts: MnistMLP(layers=layers),
     loss=F.cross_entropy,
-    course={"test accuracy": "97 %"},
+    course={"test accuracy": "97 % (MNIST)"},
     **DIGITS | {"quick": {"epochs": 30}},
 )

@@ -36,7 +36,7 @@ ROW = TrainingRow(
     metrics={"accuracy": ACCURACY},
     predict=predict,
     defaults={"epochs": 30, "batch_size": 256, "lr": 0.001, "momentum": 0.0, "optimizer": "Adam", "seed": 0},
-    data_defaults={"family-names": {"batch_size": 64}},
-    course={"test accuracy": "83 %"},
+    data_defaults={"family-names": {"batch_size": 64, "epochs": 20}},
+    course={"test accuracy": "83 % (real data)"},
     quick={"epochs": 10},
 )

@@ -44,7 +44,7 @@ ROW = TrainingRow(
     loss=loss,
     metrics={"perplexity": Metric(surprise, finish=math.exp, percent=False)},
     passage=passage,
-    defaults={"epochs": 30, "batch_size": 32, "lr": 0.005, "momentum": 0.0, "optimizer": "Adam", "seed": 0},
+    defaults={"epochs": 10, "batch_size": 32, "lr": 0.005, "momentum": 0.0, "optimizer": "Adam", "seed": 0},
     options=[
         Option(
             "temperature",
@@ -54,5 +54,5 @@ ROW = TrainingRow(
             "X",
         )
     ],
-    quick={"epochs": 10},
+    quick={"epochs": 6},
 )

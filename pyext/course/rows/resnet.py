@@ -32,7 +32,7 @@ ROW = TrainingRow(
             "NAME",
         )
     ],
-    course={"test accuracy": "98.7 %"},
+    course={"test accuracy": "98.7 % (MNIST)"},
     variants={name: {"block": name} for name in (*list(BLOCKS)[1:], "densenet")},
     **DIGITS | {"quick": {"epochs": 6}},
 )
