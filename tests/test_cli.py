@@ -80,9 +80,11 @@ def test_list_shows_every_row():
 def test_rows_are_complete(name):
     row = get_row(name)
     assert row.name == name
-    assert row.summary and row.data and row.goal and callable(row.load) and callable(row.model) and callable(row.loss)
+    assert row.summary and row.data and row.goal and len(row.reached) > 1
     assert row.settings(data="somewhere").epochs >= 1
-    assert row.settings().data == "digits"
+    assert row.settings().data == row.embedded
+    for changes in filter(None, (row.quick, *row.variants.values())):
+        assert row.settings(**changes) != row.settings()
 
 
 def test_unknown_row_from_python():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .row import Row
     from .trainer import train
 
-__all__ = ["Outcome", "Row", "get_row", "row_names", "train"]
+__all__ = ["Outcome", "Row", "all_rows", "get_row", "row_names", "train"]
 
 
 def row_names() -> list[str]:
@@ -34,6 +34,11 @@ def get_row(name: str) -> Row:
     if name not in row_names():
         raise ValueError(f"no row {name!r}; there are: {', '.join(row_names())}")
     return importlib.import_module(f"{rows.__name__}.{name.replace('-', '_')}").ROW
+
+
+def all_rows() -> list[Row]:
+    """Every row, in the course's order."""
+    return sorted(map(get_row, row_names()), key=lambda row: row.lesson)
 
 
 def __getattr__(name: str) -> object:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .row import TrainingRow
-from .settings import OPTIMIZERS, Settings, make_optimizer
+from .settings import OPTIMIZERS, Refused, Settings, make_optimizer
 from .world import World
 
 __all__ = ["Arm", "build_arms"]
@@ -84,7 +84,7 @@ def build_arms(
     arms: list[Arm] = []
     for name, (layers, optimizer) in plan.items():
         if optimizer == "LBFGS" and world.size > 1:
-            raise ValueError(
+            raise Refused(
                 f"optimizer: expected one that asks for the gradient once a step for {world.size} processes, got LBFGS"
             )
         model = row.model(layers, settings, facts or {})

@@ -18,7 +18,7 @@ from torchsmith.data import Splits
 from .arm import Arm
 from .record import write_atomically
 from .row import TrainingRow
-from .settings import Settings
+from .settings import Refused, Settings
 
 __all__ = ["CHECKPOINT", "Place", "check_row", "read_checkpoint", "resume_settings", "restore", "write_checkpoint"]
 
@@ -110,20 +110,20 @@ def resume_settings(row: TrainingRow, state: dict[str, Any], given: dict[str, An
 def restore(state: dict[str, Any], splits: Splits, arms: Sequence[Arm], path: str | Path) -> Place:
     """Put the arms and the generators into the checkpoint's state; returns how far it was.
 
-    Raises ValueError where the data, the arms or a model's weights are not those of the checkpoint.
+    Raises Refused (a ValueError) where the data, the arms or a model's weights are not those of the checkpoint.
     """
     found = {"name": splits.name, **splits.sizes()}
     if state["data"] != found:
-        raise ValueError(f"{path}: data: expected {state['data']}, as it was trained on, got {found}")
+        raise Refused(f"{path}: data: expected {state['data']}, as it was trained on, got {found}")
     if list(state["arms"]) != [arm.name for arm in arms]:
-        raise ValueError(f"{path}: arms: expected {list(state['arms'])}, got {[arm.name for arm in arms]}")
+        raise Refused(f"{path}: arms: expected {list(state['arms'])}, got {[arm.name for arm in arms]}")
     for arm in arms:
         kept = state["arms"][arm.name]
         try:
             arm.model.load_state_dict(kept["model"])
             arm.optimizer.load_state_dict(kept["optimizer"])
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{path}: expected weights of {type(arm.model).__name__}, got others: {error}") from error
+            raise Refused(f"{path}: expected weights of {type(arm.model).__name__}, got others: {error}") from error
         arm.losses, arm.seconds = kept["losses"].tolist(), kept["seconds"].tolist()
         arm.epochs = kept["epochs"]
     _set_generators(state["random"])

@@ -9,9 +9,9 @@ import click
 
 from torchsmith.cli import HelpfulCommand, HelpfulGroup
 
-from . import get_row, row_names
+from . import all_rows, get_row, row_names
 from .row import Row, TrainingRow
-from .settings import OPTIMIZERS, Settings
+from .settings import OPTIMIZERS, Refused, Settings
 
 __all__ = ["LIST", "row_command", "train"]
 
@@ -35,9 +35,10 @@ def _list_rows(ctx: click.Context, option: click.Parameter, asked: bool) -> None
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*LIST)
-    for name in row_names():
-        row = get_row(name)
+    table = Table(show_lines=True)
+    for title in LIST:
+        table.add_column(title, no_wrap=title == "name")
+    for row in all_rows():
         table.add_row(row.name, row.summary, row.data, row.goal, row.reached)
     Console().print(table)
     ctx.exit()
@@ -156,7 +157,7 @@ def run_row(row: Row, folder: str | None, given: dict[str, Any], resume: str | N
         raise click.exceptions.Exit(128 + signal.SIGINT) from None
     try:
         outcome = row.run(settings, folder=folder, **more)
-    except (OSError, ImportError) as error:  # not ValueError: in a step it is a defect, and wants its traceback
+    except (OSError, ImportError, Refused) as error:  # no other ValueError: that is a defect, and wants its traceback
         raise click.ClickException(str(error)) from error
     if outcome.signal is not None:
         raise click.exceptions.Exit(128 + outcome.signal)

@@ -10,7 +10,7 @@ import click
 
 from torchsmith.cli import HelpfulCommand, HelpfulGroup
 
-from . import get_row, row_names
+from . import all_rows
 from .row import TrainingRow
 from .settings import Settings
 
@@ -18,8 +18,7 @@ __all__ = ["answers", "predict"]
 
 
 def _rows() -> dict[str, TrainingRow]:
-    rows = map(get_row, row_names())
-    return {row.name: row for row in rows if isinstance(row, TrainingRow) and row.predict}
+    return {row.name: row for row in all_rows() if isinstance(row, TrainingRow) and row.predict}
 
 
 class PredictGroup(HelpfulGroup):

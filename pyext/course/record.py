@@ -136,6 +136,8 @@ def _table(row: TrainingRow, summary: dict[str, Any]) -> dict[str, list]:
     if comparison:
         gap = _number(comparison["max_loss_difference"], "gap at most {:.1e}")
         add(f"loss, first {comparison['compared_steps']} steps", ["", ""], gap)
+    if len(arms) > 2:  # too many for columns
+        columns, *rows = map(list, zip(columns, *rows, strict=True))
     return {"columns": columns, "rows": rows}
 
 

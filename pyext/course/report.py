@@ -15,7 +15,7 @@ import click
 
 from torchsmith.cli import HelpfulCommand
 
-from . import get_row, row_names
+from . import all_rows, get_row
 from .record import write_atomically
 from .row import Row, TrainingRow
 from .settings import Settings
@@ -40,8 +40,7 @@ def plan(*, quick: bool, data: str | None, names: tuple[str, ...] = ()) -> list[
     ``data`` is given to the rows that read ``--data``. Raises ValueError for a name no row has.
     """
     found = []
-    for name in names or row_names():
-        row = get_row(name)
+    for row in map(get_row, names) if names else all_rows():
         base: dict[str, Any] = dict(row.quick) if quick else {}
         if data and not quick and row.source == "--data":
             base["data"] = data
@@ -79,6 +78,17 @@ def _times(record: Mapping[str, Any]) -> dict[str, str]:
     return times
 
 
+def _headline(row: Row, record: Mapping[str, Any]) -> list[str]:
+    """The line of the table that tells most: the course's first figure, else the last metric."""
+    lines = record["table"]["rows"]
+    if record["settings"].get("compare_optimizers"):  # there the lines are arms
+        return []
+    return next(
+        (line for name in row.course for line in lines if line[0] == name),
+        next((line for line in reversed(lines) if line[0].startswith(("train ", "test "))), []),
+    )
+
+
 def render(results: list[dict[str, Any]], title: str) -> str:
     """The page: a summary of all runs, then each with its table and its curves. It needs no other file."""
     try:
@@ -92,8 +102,10 @@ def render(results: list[dict[str, Any]], title: str) -> str:
     for result in results:
         picture = result["folder"] / "curves.png" if "folder" in result else None
         encoded = base64.b64encode(picture.read_bytes()).decode() if picture and picture.exists() else None
-        times = _times(result["record"]) if "record" in result else {}
-        shown.append({**result, "picture": encoded, "times": times})
+        more = {"picture": encoded, "times": {}, "headline": []}
+        if "record" in result:
+            more |= {"times": _times(result["record"]), "headline": _headline(result["planned"].row, result["record"])}
+        shown.append({**result, **more})
     environment = Environment(loader=PackageLoader("torchsmith.course", ""), autoescape=True)
     machine = next((result["record"]["environment"] for result in results if "record" in result), {})
     return environment.get_template("report.html").render(results=shown, title=title, machine=machine)

@@ -52,6 +52,7 @@ class Row:
     """One system of the course. Nothing beyond what stands here is known of it."""
 
     name: str  #: as typed after ``torchsmith train``
+    lesson: int  #: its place in the course
     summary: str  #: the model in a line
     data: str  #: the data it takes, in a line
     goal: str  #: the course's result, or the one to reach

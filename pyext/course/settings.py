@@ -9,11 +9,15 @@ from typing import Any
 import click
 import torch
 
-__all__ = ["OPTIMIZERS", "Option", "Settings", "make_optimizer"]
+__all__ = ["OPTIMIZERS", "Option", "Refused", "Settings", "make_optimizer"]
 
 #: The course's eight, by their names in torch.optim.
 OPTIMIZERS = ("SGD", "Adagrad", "Adam", "Adamax", "ASGD", "LBFGS", "RMSprop", "Rprop")
 WITH_MOMENTUM = ("SGD", "RMSprop")
+
+
+class Refused(ValueError):
+    """What was asked for cannot be done; found where the training begins, and no defect."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ def work(functions, settings):
 
 ROW = ExampleRow(
     name="backprop",
+    lesson=3,
     summary="y = w x on (1,2), (2,4), (3,6): w a tensor with requires_grad, stochastic updates",
     data="three points",
     goal="prediction for x = 4: 4 before, 8 after",

@@ -37,6 +37,7 @@ def work(functions, settings):
 
 ROW = ExampleRow(
     name="conv-examples",
+    lesson=10,
     summary="worked matrices: conv 3x3, with padding 1, with stride 2; max pool 2; a shape",
     data="the course's numbers",
     goal="the matrices, exactly",

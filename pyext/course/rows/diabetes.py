@@ -11,10 +11,11 @@ from torchsmith.models.small import ACTIVATIONS
 
 ROW = TrainingRow(
     name="diabetes",
+    lesson=6,
     summary="linear 8->6->4->1, activation inside, sigmoid at the end, BCE",
     data="the course's diabetes.csv (a folder or the file) or scikit-learn's diabetes set",
     goal='loss falls, accuracy printed (no figure; always "1" would be right for 65.3 % of the file)',
-    reached="-",
+    reached="76.81 % (the course's file, 1000 epochs)",
     embedded="scikit-learn",
     source="--data",
     source_help="A folder that holds diabetes/diabetes.csv, or the file, or scikit-learn's set.",

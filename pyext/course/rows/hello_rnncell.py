@@ -6,9 +6,10 @@ from torchsmith.models import HelloRNNCell
 
 ROW = TrainingRow(
     name="hello-rnncell",
+    lesson=14,
     summary="RNNCell 4->4 on one-hot characters",
     goal='"ohlol" within 15 epochs',
-    reached="-",
+    reached='"ohlol" from epoch 4 on',
     model=lambda layers, settings, facts: HelloRNNCell(layers=layers),
     # Of the seeds 0 to 39, 28 say "ohlol" after 15 epochs.
     defaults=defaults(lr=0.1, seed=2),

@@ -9,6 +9,7 @@ from torchsmith.models import MnistInception
 
 ROW = TrainingRow(
     name="inception",
+    lesson=12,
     summary="conv 1->10 k5, InceptionA(10), conv 88->20 k5, InceptionA(20), linear 1408->10",
     goal="10 epochs: at least 98.5 % of MNIST's test images",
     reached="-",

@@ -22,10 +22,11 @@ def results(model, splits):
 
 ROW = TrainingRow(
     name="linear",
+    lesson=4,
     summary="linear 1->1 on (1,2), (2,4), (3,6), MSE",
     data="three points",
     goal="w ~ 2, b ~ 0, y(4) ~ 8",
-    reached="-",
+    reached="w 1.996, b 0.010, y(4) 7.993 (SGD, 2000 epochs)",
     embedded="three points",
     load=lambda source: Splits("three points", "torchsmith", (X, Y)),
     model=lambda layers, settings, facts: LinearModel(layers=layers),

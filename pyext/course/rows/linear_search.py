@@ -17,6 +17,7 @@ def work(functions, settings):
 
 ROW = ExampleRow(
     name="linear-search",
+    lesson=1,
     summary="y = w x on (1,2), (2,4), (3,6): exhaustive search of w from 0 to 4 by 0.1",
     data="three points",
     goal="MSE at w = 0, 1, 2, 3, 4: 18.7, 4.7, 0, 4.7, 18.7",

@@ -40,10 +40,11 @@ def panel(axes, models):
 
 ROW = TrainingRow(
     name="logistic",
+    lesson=5,
     summary="logistic regression on (1,0), (2,0), (3,1), BCE",
     data="three points",
     goal="P(pass) over 0 to 10 hours; worked BCE: 1.609, 0.223, 0.357, 1.204, mean 0.8483",
-    reached="-",
+    reached="P = 0.5 at 2.6 h; the worked BCE as the course's",
     embedded="three points",
     load=lambda source: Splits("three points", "torchsmith", (X, Y)),
     model=lambda layers, settings, facts: LogisticRegression(layers=layers),

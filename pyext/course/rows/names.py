@@ -23,10 +23,11 @@ def predict(model, facts, names):
 
 ROW = TrainingRow(
     name="names",
+    lesson=17,
     summary="embedding(128, 100), 2-layer bidirectional GRU(100) on packed names, linear 200->countries",
     data="the course's names (a folder) or a list of 799 family names in 9 languages",
     goal="at least 83 % of the 6,700 test names within 30 epochs (native: 84.6 % after 14)",
-    reached="-",
+    reached="83.96 % (real data, 30 epochs, 1 thread)",
     embedded="family-names",
     source="--data",
     source_help="A folder that holds names/names_train.csv and names_test.csv, or the list that comes with torchsmith.",

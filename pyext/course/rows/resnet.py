@@ -18,9 +18,10 @@ def model(layers, settings, facts):
 
 ROW = TrainingRow(
     name="resnet",
+    lesson=13,
     summary="conv 1->16 k5, residual block(16), conv 16->32 k5, residual block(32), linear 512->10",
     goal="10 epochs: at least 98.7 % of MNIST's test images (native: 99.1 %)",
-    reached="-",
+    reached="98.94 % (MNIST, 10 epochs, 1 thread)",
     model=model,
     loss=F.cross_entropy,
     options=[

@@ -29,6 +29,7 @@ def work(functions, settings):
 
 ROW = ExampleRow(
     name="softmax-examples",
+    lesson=8,
     summary="cross entropy by hand and by CrossEntropyLoss; two batches of three",
     data="the course's numbers",
     goal="0.9729; 0.4966 and 1.2389",
