@@ -95,7 +95,7 @@ def load_names(source: str | os.PathLike[str] | None = None) -> Splits:
 def _read(path: Path) -> list[tuple[str, str, str]]:
     rows = []
     for place, (name, country) in read_rows(path, 2, "a CSV file"):
-        if not name.strip():
+        if not ascii_name(name):
             raise ValueError(f"{place}: name: expected at least 1 letter, got {name!r}")
         if not country.strip():
             raise ValueError(f"{place}: country: expected at least 1 letter, got {country!r}")
