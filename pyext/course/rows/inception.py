@@ -12,7 +12,7 @@ ROW = TrainingRow(
     lesson=12,
     summary="conv 1->10 k5, InceptionA(10), conv 88->20 k5, InceptionA(20), linear 1408->10",
     goal="10 epochs: at least 98.5 % of MNIST's test images",
-    reached="-",
+    reached="98.90 % (MNIST, 10 epochs, 1 thread)",
     model=lambda layers, settings, facts: MnistInception(facts["channels"], facts["side"], layers=layers),
     loss=F.cross_entropy,
     course={"test accuracy": "98.5 % (MNIST)"},
