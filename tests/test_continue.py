@@ -196,6 +196,44 @@ def test_long_trainings_are_saved_on_the_way(digits, tmp_path, monkeypatch):
     assert seen == [2, 3, 4, 4]
 
 
+def test_the_environment_does_not_contradict_a_checkpoint(tmp_path):
+    def command(*args, data=None):
+        return CliRunner().invoke(main, ["train", "diabetes", *args], env={"TORCHSMITH_DATA": data})
+
+    out = str(tmp_path / "out")
+    assert command("--epochs", "1", "--out", out).exit_code == 0
+    result = command("--epochs", "2", "--resume", out, data=str(tmp_path))
+    assert result.exit_code == 0, result.output
+    result = command("--epochs", "3", "--resume", out, "--data", str(tmp_path))
+    assert result.exit_code == 1 and "data: expected scikit-learn, as in" in result.output
+
+
+def test_ctrl_c_with_workers(tmp_path):
+    """The shell sends it to all processes of the command: the workers must not die of it before the parent is done."""
+    args = "train diabetes --batch-size 8 --workers 2 --epochs 100000 --threads 1 --out".split()
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHSMITH_DATA"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torchsmith", *args, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=environment,
+    )
+    try:
+        while not process.stdout.readline().startswith("Epoch"):
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, output
+    assert "Traceback" not in output and "interrupted" in output
+    state = read_checkpoint(tmp_path)
+    assert len(state["arms"]["ours"]["losses"]) == len(state["arms"]["native"]["losses"]) > 0
+
+
 # ------------------------------------------------------------------------------------------------- wrong checkpoints
 
 

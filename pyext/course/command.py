@@ -138,6 +138,9 @@ def row_command(row: Row) -> click.Command:
     )
 
     def run(folder: str | None, resume: str | None = None, **given: Any) -> None:
+        source = click.get_current_context().get_parameter_source("data")
+        if resume and source is click.core.ParameterSource.ENVIRONMENT:
+            given["data"] = None  # the checkpoint says which; only what was typed could contradict it
         run_row(row, folder, given, resume)
 
     text = f"{row.summary[0].upper()}{row.summary[1:]}.\n\nThe course's result: {row.goal}."
