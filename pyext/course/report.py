@@ -31,6 +31,7 @@ class Planned:
 
     row: Row
     label: str  #: name of the row and, after a dot, of its variant
+    goal: str  #: what the course reaches; of a variant: what it is
     settings: Settings
 
 
@@ -48,7 +49,8 @@ def plan(*, quick: bool, data: str | None, names: tuple[str, ...] = ()) -> list[
             base["threads"] = 1 if quick else None
         for variant, changes in {"": {}, **row.variants}.items():
             label = f"{row.name}.{variant}" if variant else row.name
-            found.append(Planned(row, label, row.settings(**{**base, **changes})))
+            goal = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in changes.items()) or row.goal
+            found.append(Planned(row, label, goal, row.settings(**{**base, **changes})))
     return found
 
 
@@ -79,12 +81,12 @@ def _times(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _headline(row: Row, record: Mapping[str, Any]) -> list[str]:
-    """The line of the table that tells most: the course's first figure, else the last metric."""
+    """The line of the table that tells most: the last of the course's figures, else the last metric."""
     lines = record["table"]["rows"]
     if record["settings"].get("compare_optimizers"):  # there the lines are arms
         return []
     return next(
-        (line for name in row.course for line in lines if line[0] == name),
+        (line for name in reversed(row.course) for line in lines if line[0] == name),
         next((line for line in reversed(lines) if line[0].startswith(("train ", "test "))), []),
     )
 
