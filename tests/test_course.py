@@ -21,7 +21,7 @@ from torchsmith.course import all_rows, get_row
 from torchsmith.course.record import cell
 from torchsmith.course.row import ExampleRow, TrainingRow
 from torchsmith.course.settings import OPTIMIZERS
-from torchsmith.data import load_digits, load_names
+from torchsmith.data import CIFAR_FILES, load_digits, load_names
 from torchsmith.models import CharGRU, DiabetesMLP, HelloEmbedding, MnistInception
 from torchsmith.models.small import ACTIVATIONS
 
@@ -357,6 +357,18 @@ def test_blocks_train(block, tmp_path):
     assert record["summary"]["comparison"]["max_loss_difference"] < 1e-4
     assert record["settings"]["choices"] == {"block": block}
     assert record["parameters"] == {"constant-scaling": 41514, "conv-shortcut": 42842, "densenet": 39078}[block]
+
+
+def test_inception_trains_on_cifar_files(tmp_path):
+    for name in (name for names in CIFAR_FILES.values() for name in names):
+        records = np.random.default_rng(0).integers(0, 256, (6, 3073), dtype=np.uint8)
+        records[:, 0] = range(6)
+        (tmp_path / name).write_bytes(records.tobytes())
+    record = run("inception", tmp_path / "out", data=str(tmp_path), epochs=2, batch_size=10).record
+    assert record["data"] == {"name": "CIFAR-10", "source": str(tmp_path), "train": 30, "test": 6}
+    losses = [record["arms"][arm]["losses"] for arm in ("ours", "native")]
+    assert len(losses[0]) == 6
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
 def test_inception_of_photographs():
