@@ -80,6 +80,8 @@ def _version(ctx: click.Context, option: click.Parameter, asked: bool) -> None:
     cls=LazyGroup,
     lazy={
         "train": ("torchsmith.course.command:train", "Train a system of the course, beside native PyTorch."),
+        "predict": ("torchsmith.course.predict:predict", "Ask a trained model of the course."),
+        "course": ("torchsmith.course.report:course", "Run the whole course; one HTML page of results."),
         "tune": ("torchsmith.tune_cli:tune", "Measure ours and native here; auto takes the faster from then on."),
         "bench": ("torchsmith.bench_cli:bench", "Measure every op against native PyTorch."),
         "explain": ("torchsmith.explain_cli:explain", "Show CUDA launches and estimate their times, without a GPU."),

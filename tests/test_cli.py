@@ -23,7 +23,7 @@ def assert_refused(result, *words, code=2):
         assert word in result.output
 
 
-@pytest.mark.parametrize("args", [(), ("train",), ("train", "cnn"), ("info",)], ids=" ".join)
+@pytest.mark.parametrize("args", [(), ("train",), ("train", "cnn"), ("info",), ("predict",), ("predict", "names"), ("course",)], ids=" ".join)
 def test_help(args):
     result = run(*args, "--help")
     assert result.exit_code == 0
@@ -33,7 +33,7 @@ def test_help(args):
 
 def test_main_help_names_every_command():
     output = run("--help").output
-    assert all(name in output for name in ("bench", "explain", "info", "train"))
+    assert all(name in output for name in ("bench", "course", "explain", "info", "predict", "train"))
 
 
 def test_train_help_states_the_defaults():
@@ -80,9 +80,11 @@ def test_list_shows_every_row():
 def test_rows_are_complete(name):
     row = get_row(name)
     assert row.name == name
-    assert row.summary and row.data and row.goal and callable(row.load) and callable(row.model) and callable(row.loss)
+    assert row.summary and row.data and row.goal and len(row.reached) > 1
     assert row.settings(data="somewhere").epochs >= 1
-    assert row.settings().data == "digits"
+    assert row.settings().data == row.embedded
+    for changes in filter(None, (row.quick, *row.variants.values())):
+        assert row.settings(**changes) != row.settings()
 
 
 def test_unknown_row_from_python():
@@ -91,7 +93,7 @@ def test_unknown_row_from_python():
 
 
 def test_wrong_command():
-    assert_refused(run("trian"), "No such command 'trian'", "bench, explain, info, train")
+    assert_refused(run("trian"), "No such command 'trian'", "bench, course, explain, info, predict, train")
 
 
 def test_wrong_row():

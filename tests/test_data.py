@@ -219,8 +219,8 @@ def test_batches_do_not_touch_the_global_generator():
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_batches_in_order_transform_inputs_only():
-    batches = Batches((torch.arange(5), torch.arange(5)), 2, transform=lambda x: x + 100)
+def test_batches_in_order_collated():
+    batches = Batches((torch.arange(5), torch.arange(5)), 2, collate=lambda x, y: (x + 100, y))
     assert [(x.tolist(), y.tolist()) for x, y in batches] == [
         ([100, 101], [0, 1]),
         ([102, 103], [2, 3]),

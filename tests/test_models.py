@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 
 import pytest
@@ -15,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from torchsmith import _native, models, native_nn, nn
 from torchsmith.models.inception import InceptionA
-from torchsmith.models.resnet import ResidualBlock
+from torchsmith.models.resnet import DenseBlock, ResidualBlock
 
 ISAS = _native.isa_available()
 
@@ -94,7 +95,36 @@ CASES = {
         | block("rblock1", 16)
         | block("rblock2", 32),
     ),
+    "densenet": Case(
+        models.MnistDenseNet,
+        39078,
+        10,
+        {"conv1": (16, 1, 5, 5), "conv2": (16, 40, 5, 5), "fc": (10, 832)}
+        | {f"dense1.conv{i + 1}": (8, 16 + 8 * i, 3, 3) for i in range(3)}
+        | {f"dense2.conv{i + 1}": (12, 16 + 12 * i, 3, 3) for i in range(3)},
+    ),
     "names": Case(models.NameGRU, 318818, 18, {"fc": (18, 200)}, names, gru_parameters()),
+}
+
+
+def characters() -> torch.Tensor:
+    return torch.randint(4, (3, 6))
+
+
+#: The course's small models, and the resnet's exercise: how they are made, what they take, how many parameters they have.
+SMALL = {
+    "linear": (models.LinearModel, lambda: torch.randn(5, 1), 2),
+    "logistic": (models.LogisticRegression, lambda: torch.randn(5, 1), 2),
+    "diabetes": (models.DiabetesMLP, lambda: torch.randn(5, 8), 87),
+    "diabetes, tanh": (partial(models.DiabetesMLP, "tanh"), lambda: torch.randn(5, 8), 87),
+    "hello-rnncell": (models.HelloRNNCell, characters, 40),
+    "hello-rnn": (models.HelloRNN, characters, 40),
+    "hello-embedding": (models.HelloEmbedding, characters, 380),
+    "hello-embedding, gru": (partial(models.HelloEmbedding, cell="gru"), characters, 988),
+    "poem": (partial(models.CharGRU, 4, 16), characters, 1764),
+    "resnet, constant-scaling": (partial(models.MnistResNet, "constant-scaling"), lambda: digits()[0], 41514),
+    "resnet, conv-shortcut": (partial(models.MnistResNet, "conv-shortcut"), lambda: digits()[0], 42842),
+    "inception of photographs": (partial(models.MnistInception, 3, 32), lambda: torch.randn(3, 3, 32, 32), 105718),
 }
 
 
@@ -130,7 +160,56 @@ def wide(inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
 
 
 def test_every_model_is_tested():
-    assert {case.make.__name__ for case in CASES.values()} == set(models.__all__)
+    small = {getattr(make, "func", make).__name__ for make, _, _ in SMALL.values()}
+    assert {case.make.__name__ for case in CASES.values()} | small == set(models.__all__)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_models(name: str):
+    """Sizes, and outputs and gradients of both arms against float64."""
+    make, inputs, count = SMALL[name]
+    arms = make(), make(layers=native_nn)
+    arms[1].load_state_dict(arms[0].state_dict())
+    arms = (*arms, copy.deepcopy(arms[1]).double())
+    assert sum(p.numel() for p in arms[0].parameters()) == count
+    x = inputs()
+    outputs = [model(*batch) for model, batch in zip(arms, ((x,), (x,), wide((x,))), strict=True)]
+    compare(*outputs, "outputs")
+    for output in outputs:
+        output.square().sum().backward()
+    compare_all(*([p.grad for p in model.parameters()] for model in arms), "gradients")
+
+
+@pytest.mark.parametrize(
+    ("kind", "shortcut"),
+    [("constant-scaling", lambda b, x, y: 0.5 * x + 0.5 * y), ("conv-shortcut", lambda b, x, y: b.shortcut(x) + y)],
+)
+def test_other_residual_blocks(kind: str, shortcut: Callable):
+    x, b = torch.randn(2, 8, 5, 6), ResidualBlock(8, kind)
+    y = torch.conv2d(torch.relu(torch.conv2d(x, *conv1(b), padding=1)), *conv2(b), padding=1)
+    torch.testing.assert_close(b(x), torch.relu(shortcut(b, x, y)))
+
+
+def test_dense_block_keeps_what_it_was_given():
+    x = torch.randn(2, 5, 4, 4)
+    block = DenseBlock(5, 3)
+    y = block(x)
+    assert y.shape == (2, 14, 4, 4) and torch.equal(y[:, :5], x)
+    torch.testing.assert_close(y[:, 11:], block.conv3(y[:, :11]))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: models.DiabetesMLP("swish"), "activation: expected one of relu, .*, got swish"),
+        (lambda: models.HelloEmbedding(cell="lstm"), "cell: expected rnn or gru, got lstm"),
+        (lambda: models.MnistResNet("bottleneck"), "kind: expected one of plain, .*, got bottleneck"),
+        (lambda: models.MnistInception(1, 15), "side: expected at least 16, got 15"),
+    ],
+)
+def test_models_that_cannot_be(make: Callable, message: str):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("layers", [nn, native_nn], ids=["ours", "native"])

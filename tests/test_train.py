@@ -21,11 +21,13 @@ from torchsmith import nn as ours
 from torchsmith.cli import main
 from torchsmith.course import get_row, train
 from torchsmith.course.record import summarise, write_atomically
+from torchsmith.course.row import Metric
 from torchsmith.course.trainer import Arm, build_arms
 from torchsmith.data import load_digits, load_mnist, normalise
 from torchsmith.models import MnistCNN
 
 CNN = get_row("cnn")
+FILES = ["checkpoint.pt", "curves.csv", "curves.png", "record.json", "steps.csv"]
 
 
 def brief(**given):
@@ -83,10 +85,16 @@ def test_record_is_complete(digits_run):
         "batch_size": 64,
         "lr": 0.01,
         "momentum": 0.5,
+        "optimizer": "SGD",
         "seed": 0,
         "data": "digits",
         "threads": 1,
+        "workers": 0,
+        "device": "cpu",
+        "amp": None,
         "compare": True,
+        "compare_optimizers": False,
+        "choices": {},
     }
     assert record["data"] == {"name": "digits", "source": "scikit-learn", "train": 1437, "test": 360}
     assert record["environment"]["torch"] == torch.__version__
@@ -103,7 +111,7 @@ def test_record_is_complete(digits_run):
 
 def test_only_whole_files_are_left(digits_run):
     out = digits_run[1]
-    assert sorted(path.name for path in out.iterdir()) == ["curves.png", "record.json"]
+    assert sorted(path.name for path in out.iterdir()) == FILES
     picture = (out / "curves.png").read_bytes()
     assert picture.startswith(b"\x89PNG\r\n") and picture.rstrip().endswith(b"IEND\xaeB`\x82")
 
@@ -175,7 +183,7 @@ def test_same_seed_same_training(small, tmp_path):
 def test_arms_take_turns_at_going_first_and_see_the_same_batches(small, tmp_path):
     seen = []
 
-    def model(layers):
+    def model(layers, settings, facts):
         made = MnistCNN(layers=layers)
         name = "ours" if layers is ours else "native"
         made.register_forward_pre_hook(
@@ -280,7 +288,7 @@ def test_a_signal_during_evaluation(small, tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
         return output.argmax(1) == target
 
-    row = replace(CNN, metrics={"accuracy": metric})
+    row = replace(CNN, metrics={"accuracy": Metric(metric)})
     outcome = train(row, brief(epochs=2), splits=small, folder=tmp_path)
     record = read_record(tmp_path)
     assert (outcome.signal, record["status"]) == (signal.SIGINT, "interrupted")
@@ -307,7 +315,7 @@ def test_ctrl_c_from_the_shell(tmp_path):
     assert record["status"] == "interrupted"
     assert len(record["arms"]["ours"]["losses"]) == len(record["arms"]["native"]["losses"]) >= 23
     assert len(record["arms"]["ours"]["epochs"]) >= 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "record.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
 
 
 def test_a_diverged_training_is_strict_json(small, tmp_path):

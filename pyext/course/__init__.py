@@ -1,11 +1,11 @@
-"""The course: one generic trainer, and a small file in ``rows`` for each system it trains.
+"""The course: one trainer, one way to work an example out, and a small file in ``rows`` for each system.
 
 ``torchsmith train NAME`` on the command line; from Python::
 
-    from torchsmith.course import get_row, train
+    from torchsmith.course import get_row
 
     row = get_row("cnn")
-    outcome = train(row, row.settings(epochs=1), folder="runs/mine")
+    outcome = row.run(row.settings(epochs=1), folder="runs/mine")
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 from . import rows
 
 if TYPE_CHECKING:
+    from .outcome import Outcome
     from .row import Row
-    from .trainer import Outcome, train
+    from .trainer import train
 
-__all__ = ["Outcome", "Row", "get_row", "row_names", "train"]
+__all__ = ["Outcome", "Row", "all_rows", "get_row", "row_names", "train"]
 
 
 def row_names() -> list[str]:
@@ -33,6 +34,11 @@ def get_row(name: str) -> Row:
     if name not in row_names():
         raise ValueError(f"no row {name!r}; there are: {', '.join(row_names())}")
     return importlib.import_module(f"{rows.__name__}.{name.replace('-', '_')}").ROW
+
+
+def all_rows() -> list[Row]:
+    """Every row, in the course's order."""
+    return sorted(map(get_row, row_names()), key=lambda row: row.lesson)
 
 
 def __getattr__(name: str) -> object:

@@ -9,22 +9,37 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from .record import cell
 
 if TYPE_CHECKING:
     from torchsmith.data import Splits
 
-    from .row import Row, Settings
-    from .trainer import Arm
+    from .arm import Arm
+    from .row import TrainingRow
+    from .settings import Settings
 
-__all__ = ["Display", "show_result"]
+__all__ = ["Display", "show_result", "show_table"]
+
+# Lines an epoch are for people: of thousands of tiny epochs, about this many are shown.
+SHOWN_EPOCHS = 50
 
 
 class Display:
     """The progress bar and the lines above it. ``total`` is in trained samples, as are the advances."""
 
     def __init__(
-        self, console: Console, row: Row, settings: Settings, splits: Splits, arms: Sequence[Arm], total: float
+        self,
+        console: Console,
+        row: TrainingRow,
+        settings: Settings,
+        splits: Splits,
+        arms: Sequence[Arm],
+        total: float,
+        done: float = 0,
     ) -> None:
+        self.metrics = row.metrics
         self.arm_names = [arm.name for arm in arms]
         self.epochs = settings.epochs
         self.progress = Progress(
@@ -40,15 +55,23 @@ class Display:
         )
         self.console = console
         self.line(f"{row.name}: {row.summary}")
+        sizes = splits.sizes()
+        tested = f"{sizes['test']} to test" if "test" in sizes else "tested on the same"
+        self.line(f"data {splits.name} ({splits.source}): {sizes['train']} to train on, {tested}")
+        batch = "all" if settings.batch_size is None else settings.batch_size
+        optimizer = f"momentum {settings.momentum:g}, " if settings.optimizer == "SGD" else ""
+        more = [f"{name} {value}" for name, value in settings.choices.items() if value is not None]
+        arms_text = "ours and native, same weights, same batches" if settings.compare else "ours only"
+        if settings.compare_optimizers:
+            arms_text = "ours, once with each optimizer"
+        else:
+            optimizer = f"{settings.optimizer}, {optimizer}"
         self.line(
-            f"data {splits.name} ({splits.source}): {len(splits.train[-1])} to train on, {len(splits.test[-1])} to test"
+            f"{settings.epochs} epoch{'s' * (settings.epochs > 1)}, batch {batch}, lr {settings.lr:g}, {optimizer}"
+            f"seed {settings.seed}; {'; '.join([*more, arms_text])}"
         )
-        arms_text = "ours and native, same weights, same batches" if len(arms) > 1 else "ours only"
-        self.line(
-            f"{settings.epochs} epoch{'s' * (settings.epochs > 1)}, batch {settings.batch_size}, lr {settings.lr:g}, "
-            f"momentum {settings.momentum:g}, seed {settings.seed}; {arms_text}"
-        )
-        self.task = self.progress.add_task(self._where(1), total=total)
+        self.every = max(1, settings.epochs // SHOWN_EPOCHS)
+        self.task = self.progress.add_task(self._where(1), total=total, completed=done)
 
     def __enter__(self) -> Display:
         self.progress.start()
@@ -75,51 +98,39 @@ class Display:
 
     def epoch(self, epoch: int, arms: Sequence[Arm]) -> None:
         """A line for each arm at the end of an epoch: its mean loss, and each metric over the whole of both splits."""
-        for arm in arms:
+        shown = epoch % self.every == 0 or epoch in (1, self.epochs)
+        for arm in arms if shown else ():
             results = arm.epochs[-1]
             scores = [
-                f"{part} {metric} {100 * results[part][metric]:.2f} %"
-                for metric in results["train"]
+                f"{part} {name} {metric.show(results[part][name])}"
+                for name, metric in self.metrics.items()
                 for part in ("train", "test")
+                if part in results
             ]
+            scores += [f"{name} {cell(value)}" for name, value in results["results"].items()]
             place = f"Epoch {epoch:>{len(str(self.epochs))}} {arm.name:<6}"
             self.line("  ".join([place, f"loss {results['loss']:.6f}", *scores]))
         self.progress.update(self.task, description=self._where(epoch + 1))
 
 
-def _number(value: float | None, pattern: str) -> str:
-    return "-" if value is None else pattern.format(value)
-
-
 def show_result(console: Console, record: dict[str, Any], folder: Path) -> None:
-    """The table at the end: the arms side by side, and what ran where."""
-    summary, machine = record["summary"], record["environment"]
-    arms, comparison = summary["arms"], summary["comparison"]
-    names = list(arms)
-    table = Table(title=f"{record['row']} on {record['data']['name']}: {record['status']}", title_justify="left")
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-    if comparison:
-        table.add_column("side by side")
-
-    def add(label: str, cells: Sequence[str], beside: str = "") -> None:
-        table.add_row(label, *cells, *([beside] if comparison else []))
-
-    figures = [arms[name] for name in names]
-    add("steps", [str(figure["steps"]) for figure in figures])
-    add("final loss", [_number(figure["final_loss"], "{:.6f}") for figure in figures])
-    for part in ("train", "test"):
-        for metric in figures[0][part]:
-            values = [figure[part][metric] for figure in figures]
-            beside = f"{round(100 * (values[0] - values[-1]), 2) + 0.0:+.2f} points"  # + 0.0: never "-0.00"
-            add(f"{part} {metric}", [f"{100 * value:.2f} %" for value in values], beside)
-    ratio = _number(comparison["native_over_ours"], "native / ours {:.2f}x") if comparison else ""
-    add("median ms a step", [_number(figure["median_step_ms"], "{:.3f}") for figure in figures], ratio)
-    if comparison:
-        gap = _number(comparison["max_loss_difference"], "gap at most {:.1e}")
-        add(f"loss, first {comparison['compared_steps']} steps", ["", ""], gap)
-    console.print(table)
+    """The table at the end, and what ran where."""
+    where = f" on {record['data']['name']}" if "data" in record else ""
+    show_table(console, record["table"], f"{record['row']}{where}: {record['status']}")
+    machine = record["environment"]
     facts = [f"threads {machine['threads']}", f"torch {machine['torch']}", f"ISA {machine['isa']}"]
-    for line in (", ".join(facts) + f", {record['seconds']:.1f} s in all", f"record and curves in {folder}"):
+    lines = [", ".join(facts) + f", {record['seconds']:.1f} s in all", f"record and curves in {folder}"]
+    if record.get("passage"):
+        lines = ["", record["passage"], "", *lines]
+    for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_table(console: Console, content: dict[str, list], title: str | None = None) -> None:
+    """A table of strings: columns of figures to the right, words to the left."""
+    table = Table(title=title, title_justify="left")
+    for name in content["columns"]:
+        table.add_column(name, justify="left" if name in ("", "side by side") else "right")
+    for row in content["rows"]:
+        table.add_row(*map(Text, row))  # Text: brackets are no markup
+    console.print(table)

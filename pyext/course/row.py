@@ -1,47 +1,30 @@
-"""What a row of the course states, and how its settings are settled."""
+"""What a row of the course states: a training (model, loss, data, metrics) or a worked example."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import click
 from torch import Tensor, nn
 
 from torchsmith.data import Splits
 
-__all__ = ["Row", "Settings", "correct", "sgd"]
+from .settings import WITH_MOMENTUM, Option, Settings
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.console import Console
 
-@dataclass(frozen=True)
-class Settings:
-    """How one training runs. :meth:`Row.settings` makes it from what was given and the row's defaults."""
+    from .outcome import Outcome
 
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    seed: int
-    data: str = "digits"  #: ``digits`` or a folder
-    threads: int | None = None  #: None leaves torch's own number
-    compare: bool = True  #: train the native arm beside ours
+__all__ = ["ACCURACY", "ExampleRow", "Metric", "Row", "TrainingRow", "Worked", "correct"]
 
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("threads", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
-        if not 0 < self.lr < float("inf"):
-            raise ValueError(f"lr: expected a number greater than 0, got {self.lr}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum: expected 0 to less than 1, got {self.momentum}")
-
-
-def sgd(parameters: Iterable[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
-    """The course's optimizer for the digit models."""
-    return torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum)
+FIELDS = {item.name for item in dataclasses.fields(Settings)} - {"choices"}
 
 
 def correct(output: Tensor, target: Tensor) -> Tensor:
@@ -50,28 +33,123 @@ def correct(output: Tensor, target: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """A figure of a whole split: ``finish`` of the mean of ``score``."""
+
+    score: Callable[[Tensor, Tensor], Tensor]  #: (output, target) to a number per sample, [N]
+    finish: Callable[[float], float] = float
+    percent: bool = True  #: shown in percent
+
+    def show(self, value: float) -> str:
+        return f"{100 * value:.2f} %" if self.percent else f"{value:.4g}"
+
+
+ACCURACY = Metric(correct)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """One system of the course. The trainer knows nothing beyond what stands here."""
+    """One system of the course. Nothing beyond what stands here is known of it."""
 
     name: str  #: as typed after ``torchsmith train``
+    lesson: int  #: its place in the course
     summary: str  #: the model in a line
-    data: str  #: the data sets it takes, in a line
-    goal: str  #: the result to reach on the real data
-    load: Callable[[str], Splits]
-    model: Callable[[ModuleType], nn.Module]  #: gets torchsmith.nn or torchsmith.native_nn
-    loss: Callable[[Tensor, Tensor], Tensor]  #: (output, target) to a scalar
-    #: name -> (output, target) to a score per sample, [N]; the trainer shows the mean over a whole split
-    metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
-    optimizer: Callable[[Iterable[nn.Parameter], Settings], torch.optim.Optimizer] = sgd
+    data: str  #: the data it takes, in a line
+    goal: str  #: the course's result, or the one to reach
+    reached: str  #: ours, measured
+    embedded: str  #: name of the data that comes with torchsmith
+    source: str | None = None  #: option that names other data ("--data"); None: there are no other
+    source_help: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)  #: of Settings' fields
     data_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  #: by data name, where they differ
+    options: Sequence[Option] = ()
+    course: Mapping[str, Any] = field(default_factory=dict)  #: the course's figures, by the names in our table
+    quick: Mapping[str, Any] = field(default_factory=dict)  #: settings of ``torchsmith course --quick``
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  #: other runs that the report shows
 
-    def default(self, field_name: str, data: str = "") -> Any:
+    def default(self, name: str, data: str = "") -> Any:
         """The default of a setting on ``data``; KeyError where the row states none."""
-        return {**self.defaults, **self.data_defaults.get(data, {})}[field_name]
+        own = {option.name: option.default for option in self.options}
+        return {**own, **self.defaults, **self.data_defaults.get(data, {})}[name]
 
     def settings(self, **given: Any) -> Settings:
-        """The settings for a run; what is missing from ``given``, or None there, comes from the row's defaults."""
-        chosen = {name: value for name, value in given.items() if value is not None}
-        data = str(chosen.get("data", "digits"))
-        return Settings(**{**self.defaults, **self.data_defaults.get(data, {}), **chosen, "data": data})
+        """The settings for a run; what is missing from ``given``, or None there, comes from the row's defaults.
+
+        Raises ValueError naming the setting for a value that cannot be, TypeError for a setting the row does not have.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        own = {option.name: option for option in self.options}
+        unknown = given.keys() - FIELDS - own.keys()
+        if unknown:
+            raise TypeError(f"{self.name} has no setting {', '.join(sorted(unknown))}")
+        data = str(given.get("data", self.embedded))
+        choices = {name: self._choice(option, given.pop(name, option.default)) for name, option in own.items()}
+        chosen = {**self.defaults, **self.data_defaults.get(data, {}), **given, "data": data}
+        settings = Settings(**chosen, choices=choices)
+        if given.get("momentum") and settings.optimizer not in WITH_MOMENTUM:
+            raise ValueError(f"momentum: expected an optimizer with momentum (SGD, RMSprop), got {settings.optimizer}")
+        return settings
+
+    @staticmethod
+    def _choice(option: Option, value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            return option.kind.convert(value, None, None)
+        except click.BadParameter as error:
+            raise ValueError(f"{option.name}: {error.message} Got {value!r}.") from None
+
+    def run(
+        self, settings: Settings, *, folder: str | Path | None = None, console: Console | None = None, **more: Any
+    ) -> Outcome:
+        """Do what the row is about; leaves record.json, CSV files and curves.png in ``folder``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRow(Row):
+    """A row that trains a model."""
+
+    load: Callable[[str], Splits]  #: the data's name or path to the data
+    #: (torchsmith.nn or torchsmith.native_nn, settings, facts of the data) to the model
+    model: Callable[[ModuleType, Settings, Mapping[str, Any]], nn.Module]
+    loss: Callable[[Tensor, Tensor], Tensor]  #: (output, target) to a scalar, a mean over the samples
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    #: further figures of a model, by name, taken at the end of each epoch: numbers or strings
+    results: Callable[[nn.Module, Splits], Mapping[str, Any]] | None = None
+    #: figures worked out beside the training, the same for every model: shown and kept at the end
+    worked: Callable[[], Mapping[str, Any]] | None = None
+    #: a text shown and kept at the end
+    passage: Callable[[nn.Module, Settings, Mapping[str, Any]], str] | None = None
+    #: draws a further panel of curves.png from the trained models, by arm
+    panel: Callable[[Axes, Mapping[str, nn.Module]], None] | None = None
+    #: ``torchsmith predict``: (model, facts, words) to each word's likeliest answers with their probabilities
+    predict: Callable[[nn.Module, Mapping[str, Any], Sequence[str]], list[list[tuple[str, float]]]] | None = None
+
+    def run(self, settings: Settings, **more: Any) -> Outcome:
+        from .trainer import train
+
+        return train(self, settings, **more)
+
+
+@dataclass(frozen=True)
+class Worked:
+    """What one arm of a worked example found."""
+
+    quantities: Mapping[str, Any]  #: numbers, strings, (nested) lists of numbers
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)  #: by name, all over ``x``
+    x: Sequence[float] = ()
+    axes: tuple[str, str] = ("", "")  #: what is along the two axes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleRow(Row):
+    """A row that works something out, on torchsmith's functions and on torch's own."""
+
+    #: (torchsmith or torch.nn.functional, settings) to what it found
+    work: Callable[[ModuleType, Settings], Worked]
+
+    def run(self, settings: Settings, **more: Any) -> Outcome:
+        from .example import work_out
+
+        return work_out(self, settings, **more)

@@ -60,19 +60,24 @@ class MnistInception(nn.Module):
     As in :class:`MnistCNN`, pooling before ReLU (the course's order) and after it are equal.
 
     Args:
+        channels: of an image; 1, or 3 for colours.
+        side: rows and columns of an image, at least 16; with 28 the linear layer has 1,408 inputs.
         layers: module that offers the layers: ``torchsmith.nn`` (default) or ``torchsmith.native_nn``.
     """
 
-    def __init__(self, *, layers: ModuleType = ours) -> None:
+    def __init__(self, channels: int = 1, side: int = 28, *, layers: ModuleType = ours) -> None:
         super().__init__()
-        self.conv1 = layers.Conv2dReLUMaxPool2d(1, 10, 5)
+        if side < 16:
+            raise ValueError(f"MnistInception: side: expected at least 16, got {side}")
+        after = ((side - 4) // 2 - 4) // 2  # each 5x5 takes 4 away, each pool halves
+        self.conv1 = layers.Conv2dReLUMaxPool2d(channels, 10, 5)
         self.conv2 = layers.Conv2dReLUMaxPool2d(InceptionA.out_channels, 20, 5)
         self.incep1 = InceptionA(10, layers=layers)
         self.incep2 = InceptionA(20, layers=layers)
-        self.fc = layers.Linear(1408, 10)
+        self.fc = layers.Linear(InceptionA.out_channels * after * after, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [N, 1, 28, 28] to logits [N, 10]."""
+        """Images [N, channels, side, side] to logits [N, 10]."""
         x = self.incep1(self.conv1(x))
         x = self.incep2(self.conv2(x))
         return self.fc(x.flatten(1))

@@ -50,7 +50,7 @@ class NameGRU(nn.Module):
 
         Args:
             indices: [N, T], integer: a name's character codes a row, then anything; the longest name first.
-            lengths: [N], integer, on the CPU: the number of characters of each name, 1 to T, descending.
+            lengths: [N], integer: the number of characters of each name, 1 to T, descending.
 
         Raises:
             ValueError: ``indices`` is not [N, T], or a length exceeds T.
@@ -59,7 +59,7 @@ class NameGRU(nn.Module):
         """
         if indices.dim() != 2:
             raise ValueError(f"NameGRU: indices must be [batch, time], got {list(indices.shape)}")
-        lengths = torch.as_tensor(lengths)
+        lengths = torch.as_tensor(lengths, device="cpu")  # where pack_padded_sequence wants them
         if lengths.numel() and int(lengths.max()) > indices.shape[1]:
             raise ValueError(f"NameGRU: a length is {int(lengths.max())}, but indices have {indices.shape[1]} columns")
         packed = pack_padded_sequence(self.embedding(indices.t()), lengths)

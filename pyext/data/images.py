@@ -1,18 +1,16 @@
-"""Data sets as tensors, and the batches cut from them.
+"""Images: handwritten digits from two sources with one layout, and CIFAR-10's colour photographs.
 
-Two sources of handwritten digits with one layout, images uint8 [N, 28, 28] and labels int64 [N]:
+Digits are images uint8 [N, 28, 28] with labels int64 [N]:
 
 - MNIST, read from the original IDX files (gzip or not) of a folder;
 - ``digits``, scikit-learn's 1,797 real 8x8 digits brought to 28x28: no file and no network is needed.
+
+CIFAR-10, read from its binary files: images uint8 [N, 3, 32, 32].
 """
 
 from __future__ import annotations
 
-import gzip
 import os
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["MNIST_FILES", "Batches", "Splits", "load_digits", "load_images", "load_mnist", "normalise", "read_idx"]
+from .files import kind, read_bytes
+from .splits import Splits
+
+__all__ = [
+    "CIFAR_FILES",
+    "MNIST_FILES",
+    "load_cifar10",
+    "load_digits",
+    "load_images",
+    "load_mnist",
+    "load_photographs",
+    "normalise",
+    "normalise_photographs",
+    "read_idx",
+]
 
 #: Names of the original distribution: (part, kind) -> file name; ``.gz`` may follow.
 MNIST_FILES = {
@@ -33,22 +45,33 @@ SIDE = 28
 CLASSES = 10
 # Mean and standard deviation of the MNIST training pixels scaled to [0, 1], as the course has them.
 MEAN, STD = 0.1307, 0.3081
+DIGIT_FACTS = {"channels": 1, "side": SIDE, "classes": [str(digit) for digit in range(CLASSES)]}
 
-
-@dataclass(frozen=True)
-class Splits:
-    """A data set cut in two. Each part is a tuple of tensors with the same first dimension N: inputs…, target."""
-
-    name: str
-    source: str  #: where it came from, for the record
-    train: tuple[Tensor, ...]
-    test: tuple[Tensor, ...]
-    transform: Callable[[Tensor], Tensor] | None = None  #: applied to the inputs of each batch
+#: Names of CIFAR-10's binary distribution, by part.
+CIFAR_FILES = {
+    "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+    "test": ("test_batch.bin",),
+}
+CIFAR_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CIFAR_SHAPE = (3, 32, 32)
 
 
 def normalise(images: Tensor) -> Tensor:
     """Pixels uint8 [N, 28, 28] to what the models take: float32 [N, 1, 28, 28], ``(x / 255 - 0.1307) / 0.3081``."""
     return images.unsqueeze(1).float().div_(255).sub_(MEAN).div_(STD)
+
+
+def normalise_photographs(images: Tensor) -> Tensor:
+    """Pixels uint8 [N, 3, 32, 32] to float32 of the same shape, from -1 to 1."""
+    return images.float().div_(127.5).sub_(1)
+
+
+def _batch_of_digits(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return normalise(images), labels
+
+
+def _batch_of_photographs(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return normalise_photographs(images), labels
 
 
 def read_idx(path: str | os.PathLike[str], ndim: int) -> Tensor:
@@ -61,7 +84,7 @@ def read_idx(path: str | os.PathLike[str], ndim: int) -> Tensor:
     ValueError naming file, field, expectation and finding where its content is not what the header says.
     """
     path = Path(path)
-    raw = _read_bytes(path)
+    raw = read_bytes(path, "an IDX file")
     magic = 0x0800 | ndim
     found = int.from_bytes(raw[:4], "big")
     if len(raw) >= 4 and found != magic:
@@ -83,20 +106,6 @@ def read_idx(path: str | os.PathLike[str], ndim: int) -> Tensor:
     return torch.from_numpy(values.copy())
 
 
-def _read_bytes(path: Path) -> bytes:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected an IDX file, found {'a folder' if path.is_dir() else 'nothing'}")
-    raw = path.read_bytes()
-    if raw[:2] != b"\x1f\x8b":
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except EOFError as error:
-        raise ValueError(f"{path}: gzip stream: expected an end-of-stream mark, got a truncated file") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: gzip stream: expected intact data, got damaged data ({error})") from error
-
-
 def load_mnist(folder: str | os.PathLike[str]) -> Splits:
     """Read MNIST from ``folder``, which holds ``mnist/`` or the four IDX files themselves.
 
@@ -104,15 +113,11 @@ def load_mnist(folder: str | os.PathLike[str]) -> Splits:
     """
     root = Path(folder)
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: expected a folder with the MNIST files, found {_kind(root)}")
+        raise FileNotFoundError(f"{root}: expected a folder with the MNIST files, found {kind(root)}")
     if (root / "mnist").is_dir():
         root = root / "mnist"
     train, test = (_read_part(root, part) for part in ("train", "test"))
-    return Splits("MNIST", str(root), train, test, normalise)
-
-
-def _kind(path: Path) -> str:
-    return "a file" if path.exists() else "nothing"
+    return Splits("MNIST", str(root), train, test, _batch_of_digits, DIGIT_FACTS)
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -165,7 +170,7 @@ def load_digits() -> Splits:
     images = F.pad(images, (4, 4, 4, 4)).squeeze(1).round().to(torch.uint8)
     target = torch.from_numpy(labels).long()
     parts = [(images[part], target[part]) for part in (torch.from_numpy(train), torch.from_numpy(test))]
-    return Splits("digits", "scikit-learn", parts[0], parts[1], normalise)
+    return Splits("digits", "scikit-learn", parts[0], parts[1], _batch_of_digits, DIGIT_FACTS)
 
 
 def load_images(source: str | os.PathLike[str] | None = None) -> Splits:
@@ -175,65 +180,47 @@ def load_images(source: str | os.PathLike[str] | None = None) -> Splits:
     return load_mnist(source)
 
 
-class Batches:
-    """The batches of a tuple of tensors; every iteration after :meth:`set_epoch` gives the same ones again.
+def load_cifar10(folder: str | os.PathLike[str]) -> Splits:
+    """Read CIFAR-10 from ``folder``, which holds its binary files (``data_batch_1.bin`` ...) or ``cifar-10-batches-bin/``.
 
-    The order of an epoch depends on ``(seed, epoch)`` alone, so that an interrupted run can continue at any epoch and
-    two models see equal batches. The last batch of an epoch may be smaller.
-
-    Args:
-        tensors: inputs…, target, each [N, …].
-        batch_size: samples in a batch.
-        shuffle: draw a new order each epoch; otherwise the order of the tensors.
-        seed: of the orders.
-        transform: applied to the inputs of a batch (the target is left alone).
-
-    Iterating gives tuples of tensors [batch, …].
+    A file is records of 3,073 bytes: a label 0 to 9, then the red, green and blue pixels of a 32x32 image, rows first.
+    Raises FileNotFoundError for a missing folder or file, ValueError for a file of another content.
     """
+    root = _cifar_folder(Path(folder))
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: expected a folder with CIFAR-10's binary files, found {kind(root)}")
+    parts = []
+    for names in CIFAR_FILES.values():
+        images, labels = zip(*(_read_cifar(root / name) for name in names), strict=True)
+        parts.append((torch.cat(images), torch.cat(labels)))
+    channels, side, _ = CIFAR_SHAPE
+    facts = {"channels": channels, "side": side, "classes": CIFAR_CLASSES}
+    return Splits("CIFAR-10", str(root), parts[0], parts[1], _batch_of_photographs, facts)
 
-    def __init__(
-        self,
-        tensors: Sequence[Tensor],
-        batch_size: int,
-        *,
-        shuffle: bool = False,
-        seed: int = 0,
-        transform: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        counts = {len(tensor) for tensor in tensors}
-        if len(counts) != 1:
-            raise ValueError(f"tensors: expected equal first dimensions, got {[len(tensor) for tensor in tensors]}")
-        self.tensors = tuple(tensors)
-        self.samples = counts.pop()
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.transform = transform
-        self.epoch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose which epoch's order the next iteration gives."""
-        self.epoch = epoch
+def _cifar_folder(folder: Path) -> Path:
+    inner = folder / "cifar-10-batches-bin"
+    return inner if inner.is_dir() else folder
 
-    def __len__(self) -> int:
-        return -(-self.samples // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        order = self._order()
-        for start in range(0, self.samples, self.batch_size):
-            stop = min(start + self.batch_size, self.samples)
-            chosen = slice(start, stop) if order is None else order[start:stop]
-            *inputs, target = (tensor[chosen] for tensor in self.tensors)
-            if self.transform is not None:
-                inputs = [self.transform(value) for value in inputs]
-            yield (*inputs, target)
+def _read_cifar(path: Path) -> tuple[Tensor, Tensor]:
+    raw = read_bytes(path, "a CIFAR-10 file")
+    record = 1 + CIFAR_SHAPE[0] * CIFAR_SHAPE[1] * CIFAR_SHAPE[2]
+    if not raw or len(raw) % record:
+        raise ValueError(f"{path}: size: expected a multiple of {record} bytes, at least one, got {len(raw)}")
+    records = torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).reshape(-1, record).copy())
+    labels = records[:, 0].long()
+    wrong = (labels >= CLASSES).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(f"{path}: label {row}: expected 0 to {CLASSES - 1}, got {int(labels[row])}")
+    return records[:, 1:].reshape(-1, *CIFAR_SHAPE), labels
 
-    def _order(self) -> Tensor | None:
-        if not self.shuffle:
-            return None
-        # SeedSequence mixes the pair: plain seed + epoch would give seed 1 the orders of seed 0, one epoch late.
-        mixed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
-        return torch.randperm(self.samples, generator=generator)
+
+def load_photographs(source: str | os.PathLike[str] | None = None) -> Splits:
+    """:func:`load_images`, and CIFAR-10 where ``source`` is a folder with its binary files."""
+    if source is not None and source != "digits":
+        root = _cifar_folder(Path(source))
+        if any((root / name).exists() for names in CIFAR_FILES.values() for name in names):
+            return load_cifar10(root)
+    return load_images(source)
