@@ -94,10 +94,13 @@ def same_bits(one, other):
 
 @pytest.mark.parametrize("spec, sample", cases())
 def test_values_in_every_order(spec, sample):
-    """float64 and float16 take float32's and bfloat16's code: an order each is enough for them."""
+    """float64 and float16 take float32's and bfloat16's code: an order each is enough for them.
+
+    Of the others' orders two are compared; the third, ascending, is that of every test below.
+    """
     results, call = [], Call(sample)
     every = call.tensors[0].dtype in (torch.float32, torch.bfloat16)
-    for order in cuda_host.ORDERS if every else ["random"]:
+    for order in ("descending", "random") if every else ["random"]:
         calls, ours = on_host(call, spec, order, "h200")
         assert calls, "no CUDA kernel was called"
         results.append(ours)
@@ -155,7 +158,7 @@ def test_values_in_tf32(device, spec, sample, monkeypatch):
     for module, name in TF32:
         monkeypatch.setattr(module, name, lambda t: t.dtype == torch.float32)
     results = []
-    for order in cuda_host.ORDERS if device == "h200" else ["random"]:
+    for order in ("descending", "random") if device == "h200" else ["random"]:
         _, ours = on_host(Call(sample, torch.float32), spec, order, device)
         results.append(ours)
     judged = torch.float32 if factors_are_given(sample) or device == "turing" else torch.float16
