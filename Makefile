@@ -1,7 +1,7 @@
 # make demo     train the course CNN on torchsmith's ops and on native PyTorch, side by side
 # make test     the tests
 # make bench    every op and model against native PyTorch (let nothing else run meanwhile)
-# make readme   the generated tables of README.md; `make record` measures and records anew what it quotes
+# make readme   the generated tables of README.md and docs/gru.md; `make record` measures and records anew what it quotes
 # make mutants  plants bugs in a copy, one at a time, and shows that the tests catch each (half an hour)
 # make compat   one wheel, checked unrebuilt under other releases of torch (downloads several GB)
 # make cuda-check  one wheel, checked under a CUDA build of torch: every op's CUDA kernel is there (no GPU; downloads several GB)
@@ -42,6 +42,7 @@ record: bench
 
 readme: build
 	$(PY) -m torchsmith.bench.readme README.md --record bench/records/cpu.json
+	$(PY) docs/side_by_side.py
 
 mutants: build
 	$(PY) tests/mutants.py

@@ -45,6 +45,8 @@ def test_row_interpreted_and_compiled(row, tmp_path):
         assert entry["cubin"] > 0 and entry["shared"] <= SHARED[entry["arch"]], entry
         if "PRECISION" in entry["constants"] and entry["dtype"] != "float32":
             assert entry["tensor_cores"], entry
+        if entry["dtype"] in ("float16", "bfloat16"):
+            assert entry["constants"].get("PIN", True), entry  # W_hh stays on chip
 
 
 @triton_needed

@@ -2,6 +2,10 @@
 // rows, then the steps, with the recurrent weights packed once. Batch rows do not meet in the recurrence, so threads take
 // shares of the batch through all steps: no barrier between steps. Contract and layout: contract/sequence.h.
 //
+// Memory: the gates of a step are computed from both products while these are in the cache; W_hh is packed once a layer and
+// direction, and 3 H^2 of it stay in the caches through the steps. For backward r, z, n and W_hn h + b_hn are kept, 4 H values
+// a row, and the states of the layers below the last; without gradients, neither.
+//
 // States, gates and gradients between steps and layers are Wide<T>: of bf16, only arguments, results and the factors of
 // products are rounded. So a layer's input and output are T at the ends of the stack and Wide<T> inside: X, Y, GX, GY.
 //

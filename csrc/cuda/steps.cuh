@@ -5,6 +5,9 @@
 // state (backward: the gates' gradients) goes through global memory, and one grid barrier a step separates writing from
 // reading. A slice whose weights exceed shared memory reads them from L2.
 //
+// Memory: the state and the gates of a thread's rows are in registers, W_hh in shared memory; global memory sees x W_ih^T once
+// (read), y (written) and, for backward, r, z, n, W_hn h + b_hn: 4 H values a row.
+//
 // The arithmetic is plain multiply-adds of the widened values: a step's product is small and waits for the step before.
 #pragma once
 
