@@ -1,8 +1,8 @@
 """Plants bugs, one at a time, and shows that the tests catch each: ``make mutants`` (about half an hour on 2 cores).
 
 A bug is a replacement in one source file of a copy of this repository, rebuilt where it is C++, tested with the contract
-tests that a change of that kind concerns; in CUDA sources, with the tests that execute the row's kernels on the host. A bug
-that no test catches ends the run with exit status 1.
+tests that a change of that kind concerns; in CUDA sources, with the tests that execute the row's kernels on the host; in Triton's,
+with the row's under its interpreter. A bug that no test catches ends the run with exit status 1.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ class Bug:
     file: str
     right: str
     wrong: str
-    tests: str  # pytest -k expression
+    tests: str  # pytest -k expression; of a Triton kernel the row
 
     @property
     def cuda(self) -> bool:
         return self.file.startswith("csrc/cuda")
+
+    @property
+    def triton(self) -> bool:
+        return self.file.startswith("kernels")
 
 
 VALUES = "test_values_and_gradients and float32 and base and "
@@ -548,6 +552,28 @@ BUGS = (
         "dx[2] = dq[2] = dn;",
         "gru",
     ),
+    Bug("Triton: NaN stopped by ReLU", "kernels/_gemm.py", "tl.where(y <= 0, 0.0, a)", "tl.where(y > 0, a, 0.0)", "linear"),
+    Bug("Triton: last part of a sum lost", "kernels/_gemm.py", "range(0, K, BK)", "range(0, K - BK + 1, BK)", "linear"),
+    Bug("Triton: the last of two equal cells wins", "kernels/maxpool2d.py", "(v > best)", "(v >= best)", "maxpool2d"),
+    Bug("Triton: a window off the stride", "kernels/maxpool2d.py", "(top % SH == 0) & ", "", "maxpool2d"),
+    Bug("Triton: columns of padding lost", "kernels/conv2d.py", "ow * SW - PL, there, k", "ow * SW, there, k", "conv2d"),
+    Bug("Triton: a share starts late", "kernels/conv2d.py", "number * share + k0", "number * (share + 1) + k0", "conv2d"),
+    Bug("Triton: reverse runs forward", "kernels/_steps.py", "t = T - 1 - i if REVERSE else i", "t = i", "rnn"),
+    Bug("Triton: ended sequences go on", "kernels/_steps.py", "tl.where(valid, new, h)", "tl.where(there, new, h)", "gru"),
+    Bug(
+        "Triton: reset and update gate swapped",
+        "kernels/_steps.py",
+        "r, z = tl.sigmoid(xr), tl.sigmoid(xz)",
+        "z, r = tl.sigmoid(xr), tl.sigmoid(xz)",
+        "gru",
+    ),
+    Bug(
+        "Triton: another gate's weights stay on chip",
+        "kernels/_steps.py",
+        "wz, wn = _block(w_ptr + H * wj, wj, wk, H, BH)",
+        "wz, wn = _block(w_ptr, wj, wk, H, BH)",
+        "gru",
+    ),
 )
 
 
@@ -563,6 +589,8 @@ def caught(bug: Bug, tree: Path, environment: dict[str, str]) -> bool:
         raise SystemExit(f"{bug.name}: {bug.file} no longer holds {bug.right!r}")
     source.write_text(text.replace(bug.right, bug.wrong))
     try:
+        if bug.triton:
+            return caught_interpreted(bug, tree, environment)
         if bug.file.startswith("csrc") and not bug.cuda:
             build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
             subprocess.run(build, cwd=tree, env=environment, check=True, capture_output=True)
@@ -583,6 +611,16 @@ def caught(bug: Bug, tree: Path, environment: dict[str, str]) -> bool:
         source.write_text(text)
 
 
+def caught_interpreted(bug: Bug, tree: Path, environment: dict[str, str]) -> bool:
+    out = str(tree.parent / "launches.json")
+    row = {"TRITON_INTERPRET": "1", "TORCHSMITH_TEST_ROW": bug.tests, "TORCHSMITH_TEST_OUT": out}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/triton_checks.py"]
+    run = subprocess.run(command, cwd=tree, env=environment | row, capture_output=True, text=True)
+    if run.returncode > 1 or (run.returncode == 1 and "::test_values[" not in run.stdout):
+        raise SystemExit(f"{bug.name}: the tests did not run:\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
+    return run.returncode == 1
+
+
 def main() -> int:
     wanted = sys.argv[1:]  # parts of names; all without
     bugs = [bug for bug in BUGS if not wanted or any(part in bug.name for part in wanted)]
@@ -597,10 +635,11 @@ def main() -> int:
         package = Path(folder, "path")
         package.mkdir()
         (package / "torchsmith").symlink_to(tree / "pyext")
+        (tree / "pyext" / "kernels").symlink_to(tree / "kernels")
         # The bugs in CUDA sources are shown on the host: no time for nvcc.
         environment = {**os.environ, "PYTHONPATH": str(package), "TORCHSMITH_CUDA": "0"}
         for file in ("csrc/cuda/gemm.cuh", "csrc/cpu/gemm.h"):
-            kind = [b for b in bugs if b.cuda == file.startswith("csrc/cuda")]
+            kind = [b for b in bugs if b.cuda == file.startswith("csrc/cuda") and not b.triton]
             whole = Bug("none", file, "#pragma once", "#pragma once", " or ".join(f"({b.tests})" for b in kind))
             if kind and caught(whole, tree, environment):
                 raise SystemExit("the tests fail without any planted bug: nothing can be shown")
