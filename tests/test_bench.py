@@ -291,6 +291,9 @@ import signal, sys
 from torchsmith.bench import harness
 from torchsmith.cli import main
 
+# A shell starts its background jobs with Ctrl-C ignored, and their children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 class Stopped(list):
     def append(self, seconds):
         if len(self) == int(sys.argv[1]):
