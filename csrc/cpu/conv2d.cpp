@@ -104,10 +104,19 @@ void image_gradient(const conv2d::Backward<T>& p, const Sizes& s, int64_t n, T* 
 template <class T>
 void bias_gradient(const T* g, int64_t K, int64_t cells, Wide<T>* sums) {
   using W = Wide<T>;
-  for (int64_t k = 0; k < K; ++k) {
-    Vec<W> sum[2] = {};
-    for_vectors<W>(cells, [&](int64_t i, int n) { sum[i / kLanes<W> % 2] += load_wide(g + k * cells + i, n); });
-    sums[k] += sum_lanes<W>(sum[0] + sum[1]);
+  constexpr int L = kLanes<W>;
+  for (int64_t k = 0; k < K; ++k, g += cells) {
+    Vec<W> s0{}, s1{}, s2{}, s3{};  // four chains hide the latency of an addition
+    int64_t i = 0;
+    for (; i + 4 * L <= cells; i += 4 * L) {
+      s0 += load_wide(g + i, L);
+      s1 += load_wide(g + i + L, L);
+      s2 += load_wide(g + i + 2 * L, L);
+      s3 += load_wide(g + i + 3 * L, L);
+    }
+    for (; i + L <= cells; i += L) s0 += load_wide(g + i, L);
+    if (i < cells) s1 += load_wide(g + i, static_cast<int>(cells - i));
+    sums[k] += sum_lanes<W>((s0 + s1) + (s2 + s3));
   }
 }
 

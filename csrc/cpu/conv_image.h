@@ -165,51 +165,52 @@ void pack_weights(Lane<T>* to, int64_t M, int64_t channels, int64_t area, const 
   pack_lanes<T>(to, M, lanes_of<T>(channels) * area, lane_planes<T>(w, M, channels, area, Slot::planes));
 }
 
-// R output channels x V vectors of output cells over the whole window: sum[i][v] += w[k][i] * e[offset[k] + cells of v].
-// `whole`: the last vector is full. Else it is loaded by lanes: what lies behind an image may not be read.
+// Steps of a tile at a time where there are several panels of channels: their weights and the cells they meet, 128 x (64
+// channels + 16 cells) floats at most, then stay in a 32 KB L1 while the panels take turns.
+constexpr int64_t kConvSteps = 128;
+
+// R output channels x V vectors of output cells over a block of the window: sum[i][v] += w[k][i] * e[offset[k] + cells of v].
+// `kept`: the sums of earlier blocks, [R][V] vectors, null where one block is all (one chain of thousands of additions
+// would lose digits). `whole`: the last vector is full. Else it is loaded by lanes: what lies behind an image may not be read.
 template <class T, class Y, int R, int V, bool whole>
-void conv_tile(const Lane<T>* e, const int64_t* offset, int64_t depth, const Lane<T>* w, Y* y, int64_t pitch, int columns,
-               const T* bias, bool relu_at_end) {
+void conv_tile(const Lane<T>* e, const int64_t* offset, int64_t steps, const Lane<T>* w, Wide<T>* kept, bool first, bool last,
+               Y* y, int64_t pitch, int columns, const T* bias, bool relu_at_end) {
   using W = Wide<T>;
   constexpr int L = kLanes<W>;
   const int rest = columns - (V - 1) * L;
-  // The sums of earlier blocks: one chain of thousands of additions would lose digits.
-  W* const kept = depth > kSteps ? scratch<W>(Slot::sums, R * V * L) : nullptr;
-  for (int64_t k = 0; k < depth;) {
-    const int64_t first = k, end = min_of(depth, k + kSteps);
-    Vec<W> sum[R][V] = {};  // of this block, and declared in it: else the compiler carries them from block to block in memory
-    for (; k < end; ++k) {
-      const Lane<T>* cells = e + offset[k];
-      Vec<Lane<T>> x[V];
+  Vec<W> sum[R][V] = {};
+#pragma GCC unroll kUnroll
+  for (int64_t k = 0; k < steps; ++k) {
+    const Lane<T>* cells = e + offset[k];
+    Vec<Lane<T>> x[V];
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) x[v] = whole || v + 1 < V ? load<Lane<T>>(cells + v * L) : load_n<Lane<T>>(cells + v * L, rest);
+    for (int v = 0; v < V; ++v) x[v] = whole || v + 1 < V ? load<Lane<T>>(cells + v * L) : load_n<Lane<T>>(cells + v * L, rest);
 #pragma GCC unroll 16
-      for (int i = 0; i < R; ++i) {
-        const Vec<Lane<T>> wv = splat<Lane<T>>(w[i]);
+    for (int i = 0; i < R; ++i) {
+      const Vec<Lane<T>> wv = splat<Lane<T>>(w[k * R + i]);
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sum[i][v] = multiply_add(sum[i][v], wv, x[v]);
-      }
-      w += R;
+      for (int v = 0; v < V; ++v) sum[i][v] = multiply_add(sum[i][v], wv, x[v]);
     }
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v)
-#pragma GCC unroll 16
-      for (int i = 0; i < R; ++i) {
-        W* to = kept + (i * V + v) * L;
-        Vec<W> out = first > 0 ? sum[i][v] + load<W>(to) : sum[i][v];
-        if (end < depth) {
-          store<W>(to, out);
-          continue;
-        }
-        if (bias) out += splat<W>(widened(bias + i));
-        if (relu_at_end) out = relu<W>(out);
-        store_wide(y + i * pitch + v * L, out, whole || v + 1 < V ? L : rest);
-      }
   }
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v)
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+      W* to = kept + (i * V + v) * L;
+      Vec<W> out = first ? sum[i][v] : sum[i][v] + load<W>(to);
+      if (!last) {
+        store<W>(to, out);
+        continue;
+      }
+      if (bias) out += splat<W>(widened(bias + i));
+      if (relu_at_end) out = relu<W>(out);
+      store_wide(y + i * pitch + v * L, out, whole || v + 1 < V ? L : rest);
+    }
 }
 
 template <class T, class Y>
-using ConvTile = void (*)(const Lane<T>*, const int64_t*, int64_t, const Lane<T>*, Y*, int64_t, int, const T*, bool);
+using ConvTile = void (*)(const Lane<T>*, const int64_t*, int64_t, const Lane<T>*, Wide<T>*, bool, bool, Y*, int64_t, int,
+                          const T*, bool);
 
 // Few channels leave registers for more cells, and one chain of sums for each hides the latency of an FMA.
 constexpr int kFewRows = 3;
@@ -256,11 +257,16 @@ struct ImageProduct {
     int64_t begin = 0, end = 1;
     if (window.depth) window.met(j, j + columns - 1, begin, end);
     const int64_t first = begin * window.depth, count = window.depth ? (end - begin) * window.depth : depth;
-    for (int64_t i = i_begin; i < i_end; i += rows) {
-      const int r = static_cast<int>(min_of(rows, M - i));
-      (columns % L ? conv_tile_for<T, Y, false>(r, vectors) : conv_tile_for<T, Y, true>(r, vectors))(
-          e + j, offset + first, count, packed + i * depth + first * r, y + i * cells + j, cells, columns, bias ? bias + i : nullptr, relu);
-    }
+    const int64_t block = M > rows ? kConvSteps : kSteps;
+    Wide<T>* const kept = count > block ? scratch<Wide<T>>(Slot::sums, (i_end - i_begin) * vectors * L) : nullptr;
+    for (int64_t k = 0; k < count; k += block)
+      for (int64_t i = i_begin; i < i_end; i += rows) {
+        const int r = static_cast<int>(min_of(rows, M - i));
+        (columns % L ? conv_tile_for<T, Y, false>(r, vectors) : conv_tile_for<T, Y, true>(r, vectors))(
+            e + j, offset + first + k, min_of(block, count - k), packed + i * depth + (first + k) * r,
+            kept + (i - i_begin) * vectors * L, k == 0, k + block >= count, y + i * cells + j, cells, columns,
+            bias ? bias + i : nullptr, relu);
+      }
   }
 
   template <class Y>

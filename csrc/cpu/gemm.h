@@ -1,8 +1,8 @@
 // C[M, N] (+)= A[M, K] B[K, N] with a fused epilogue (bias of a row or a column, ReLU), for any size.
 //
 // The scheme is GotoBLAS's: B is packed into panels of kColumns columns, A into panels of at most kRows rows, and a register
-// tile of rows x columns accumulates over a block of K. The packing reads through a "source", a small struct that knows how
-// to produce a panel: a strided matrix, its transpose, a masked gradient, an image seen as a matrix.
+// tile of rows x columns accumulates over a block of K. One panel of B stays in the L1 cache while a block of A passes over
+// it from L2. The packing reads through a "source", a small struct that knows how to produce a panel.
 // No sum is split between threads and the tiling depends on the sizes alone: results are bitwise the same for any number.
 //
 // T is the type of the product: its panels hold Lane<T> (bf16.h), `depth` counts elements and `steps` lanes along K. Sources
@@ -15,9 +15,9 @@ namespace ts::TS_ISA {
 
 // Register tile: rows x 2 vectors. AVX-512 has 32 registers: 14 x 2 sums + 2 of B + 1 of A. Others have 16: 6 x 2 + 2 + 1.
 #if defined(__AVX512F__)
-constexpr int kRows = 14;
+constexpr int kRows = 14, kUnroll = 1;
 #else
-constexpr int kRows = 6;
+constexpr int kRows = 6, kUnroll = 2;  // steps: beside 12 multiply-adds the loop itself counts (90 -> 95 GFLOP/s of 98)
 #endif
 template <class T>
 constexpr int kColumns = 2 * kLanes<Wide<T>>;
@@ -26,8 +26,18 @@ constexpr int64_t kSteps = 256;
 // Sums of bf16 that go on over a second block need float32 memory in between, so its blocks are longer.
 template <class T>
 constexpr int64_t kDepth = kPair<T> == 1 ? kSteps : 2048;
-// Columns packed at a time: 256 x 2048 floats are 2 MB, which the last-level cache holds for all cores.
+// Rows of A packed at a time: 128 x 256 floats are 128 KB, half of the smallest L2 there is.
+constexpr int64_t kTall = 128;
+// Columns packed at a time where several blocks of A pass over them: 256 x 2048 floats are 2 MB, which the last-level cache
+// holds for all cores.
 constexpr int64_t kWide = 2048;
+
+// The depth of each block of K: equal shares rather than full blocks and a short rest. Even, so that pairs are not cut.
+template <class T>
+TS_INLINE int64_t block_depth(int64_t K) {
+  const int64_t blocks = ceil_div(K, kDepth<T>);
+  return blocks <= 1 ? K : (ceil_div(K, blocks) + 1) / 2 * 2;
+}
 
 template <class T>
 struct Epilogue {
@@ -40,24 +50,27 @@ struct Epilogue {
 // A matrix a[i * row_stride + k * column_stride] as the left factor. A panel is panel[k * rows + i].
 template <class T>
 struct LeftStrided {
+  static constexpr bool kDirect = false;
   const T* a;
   int64_t row_stride, column_stride;
-  const T* panel(T* buffer, int64_t i0, int rows, int64_t k0, int64_t depth) const {
+  void panel(T* buffer, int64_t i0, int rows, int64_t k0, int64_t depth) const {
     const T* src = a + i0 * row_stride + k0 * column_stride;
+    // Whole vectors are stored: the next step overwrites what lies beyond its rows.
     if (column_stride == 1) {
-      transpose_copy<T>(buffer, rows, src, row_stride, rows, depth);
+      transpose_whole<T>(buffer, rows, src, row_stride, depth);
     } else if (row_stride == 1) {
-      // Whole vectors are stored: the next step overwrites what lies beyond its rows.
-      for (int64_t k = 0; k < depth; ++k)
+      // And loaded where they end within the next step's rows, which are part of the matrix.
+      const int64_t whole = rows <= kLanes<T> && column_stride + rows >= kLanes<T> ? depth - 1 : 0;
+      for (int64_t k = 0; k < whole; ++k) store<T>(buffer + k * rows, load<T>(src + k * column_stride));
+      for (int64_t k = whole; k < depth; ++k)
         for (int i = 0; i < rows; i += kLanes<T>)
           store<T>(buffer + k * rows + i, load_n<T>(src + k * column_stride + i, min_of(rows - i, kLanes<T>)));
     } else {
       for (int64_t k = 0; k < depth; ++k)
         for (int i = 0; i < rows; ++i) buffer[k * rows + i] = src[k * column_stride + i * row_stride];
     }
-    return buffer;
   }
-  const int32_t* panel(int32_t* buffer, int64_t i0, int rows, int64_t k0, int64_t depth) const {
+  void panel(int32_t* buffer, int64_t i0, int rows, int64_t k0, int64_t depth) const {
     const T* src = a + i0 * row_stride + k0 * column_stride;
     if (column_stride == 1) {
       transpose_pairs(buffer, rows, src, row_stride, rows, depth);
@@ -67,9 +80,18 @@ struct LeftStrided {
           store<int32_t>(buffer + k / 2 * rows + i, zip_pairs(src + i, k + 1 < depth ? src + column_stride + i : nullptr,
                                                               min_of(rows - i, kLanes<int32_t>)));
     }
-    return buffer;
   }
 };
+
+// A matrix a[i * pitch + k] as the left factor, read as it lies: each of a tile's rows through a pointer of its own. Without
+// packing 16 rows of B take 0.7 of the time, 64 rows 0.88. More than 6 pointers would not fit the integer registers.
+template <class T>
+struct LeftDirect {
+  static constexpr bool kDirect = true;
+  const T* a;
+  int64_t pitch;
+};
+constexpr int kDirectRows = 6;
 
 // A matrix b[k * row_stride + j * column_stride] as the right factor. A panel is panel[k * kColumns + j], zero beyond columns.
 template <class T>
@@ -80,14 +102,11 @@ struct RightStrided {
     constexpr int W = kColumns<T>;
     const T* src = b + k0 * row_stride + j0 * column_stride;
     if (column_stride == 1) {
+      const int low = min_of(columns, W / 2);
       for (int64_t k = 0; k < depth; ++k) {
         const T* row = src + k * row_stride;
-        if (columns == W) {
-          store<T>(buffer + k * W, load<T>(row));
-          store<T>(buffer + k * W + W / 2, load<T>(row + W / 2));
-        } else {
-          for (int j = 0; j < W; ++j) buffer[k * W + j] = j < columns ? row[j] : T(0);
-        }
+        store<T>(buffer + k * W, load_some<T>(row, low));
+        store<T>(buffer + k * W + W / 2, load_some<T>(row + W / 2, columns - low));
       }
     } else {
       if (columns < W) std::memset(buffer, 0, sizeof(T) * W * depth);
@@ -115,24 +134,30 @@ struct RightStrided {
 };
 
 // One register tile: R rows, V vectors of columns (the last of which may be partly outside C), a number of steps.
-template <class T, class C, int R, int V>
-void tile(int64_t steps, const Lane<T>* a, const Lane<T>* b, C* c, int64_t ldc, int columns, const T* row_bias,
+// a: packed rows, or with `direct` rows of a matrix, `pitch` apart.
+template <class T, class C, int R, int V, bool direct>
+void tile(int64_t steps, const Lane<T>* a, int64_t pitch, const Lane<T>* b, C* c, int64_t ldc, int columns, const T* row_bias,
           const T* column_bias, bool accumulate, bool relu_at_end) {
   using W = Wide<T>;
   constexpr int L = kLanes<W>;
   Vec<W> sum[R][V] = {};
+  const Lane<T>* row[R];
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+    row[i] = direct ? a + i * pitch : a + i;
+    __builtin_prefetch(c + i * ldc, 1);  // is there when the sums are
+  }
+#pragma GCC unroll kUnroll
   for (int64_t k = 0; k < steps; ++k) {
     Vec<Lane<T>> bv[V];
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) bv[v] = load<Lane<T>>(b + v * L);
+    for (int v = 0; v < V; ++v) bv[v] = load<Lane<T>>(b + k * kColumns<T> + v * L);
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
-      const Vec<Lane<T>> av = splat<Lane<T>>(a[i]);
+      const Vec<Lane<T>> av = splat<Lane<T>>(direct ? row[i][k] : a[k * R + i]);
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) sum[i][v] = multiply_add(sum[i][v], av, bv[v]);
     }
-    a += R;
-    b += kColumns<T>;
   }
 #pragma GCC unroll 2
   for (int v = 0; v < V; ++v) {
@@ -152,19 +177,22 @@ void tile(int64_t steps, const Lane<T>* a, const Lane<T>* b, C* c, int64_t ldc, 
 }
 
 template <class T, class C>
-using Tile = void (*)(int64_t, const Lane<T>*, const Lane<T>*, C*, int64_t, int, const T*, const T*, bool, bool);
+using Tile = void (*)(int64_t, const Lane<T>*, int64_t, const Lane<T>*, C*, int64_t, int, const T*, const T*, bool, bool);
 
-template <class T, class C, int R = kRows>
+template <class T, class C, bool direct, int R = direct ? kDirectRows : kRows>
 TS_INLINE Tile<T, C> tile_for(int rows, int vectors) {
   if constexpr (R == 0) return nullptr;
-  else return rows == R ? (vectors == 1 ? tile<T, C, R, 1> : tile<T, C, R, 2>) : tile_for<T, C, R - 1>(rows, vectors);
+  else if (rows != R) return tile_for<T, C, direct, R - 1>(rows, vectors);
+  else return vectors == 1 ? tile<T, C, R, 1, direct> : tile<T, C, R, 2, direct>;
 }
 
 // Rows of each panel of A: equal shares rather than full panels and a small rest.
-TS_INLINE int panel_rows(int64_t M) { return M == 0 ? 1 : static_cast<int>(ceil_div(M, ceil_div(M, kRows))); }
+TS_INLINE int panel_rows(int64_t M, int most = kRows) {
+  return M == 0 ? 1 : static_cast<int>(ceil_div(M, ceil_div(M, most)));
+}
 
 // B of all K rows, packed once for many products (recurrent weights over the steps of a sequence).
-// Layout: for each block of kDepth rows, for each panel of kColumns columns, steps x kColumns.
+// Layout: for each block of block_depth rows, for each panel of kColumns columns, steps x kColumns.
 template <class T>
 struct RightPacked {
   const Lane<T>* data;
@@ -172,9 +200,9 @@ struct RightPacked {
   static int64_t size(int64_t K, int64_t N) { return lanes_of<T>(K) * ceil_div(N, kColumns<T>) * kColumns<T>; }
   template <class Source>
   static RightPacked pack(Lane<T>* buffer, int64_t K, int64_t N, const Source& source) {
-    const int64_t panels = ceil_div(N, kColumns<T>);
-    for (int64_t k0 = 0; k0 < K; k0 += kDepth<T>) {
-      const int64_t depth = min_of(kDepth<T>, K - k0);
+    const int64_t panels = ceil_div(N, kColumns<T>), block = block_depth<T>(K);
+    for (int64_t k0 = 0; k0 < K; k0 += block) {
+      const int64_t depth = min_of(block, K - k0);
       for (int64_t p = 0; p < panels; ++p)
         source.panel(buffer + (k0 / kPair<T> * panels + p * lanes_of<T>(depth)) * kColumns<T>, k0, depth, p * kColumns<T>,
                      static_cast<int>(min_of<int64_t>(kColumns<T>, N - p * kColumns<T>)));
@@ -183,25 +211,54 @@ struct RightPacked {
   }
 };
 
-// The tiles of one block of K: rows [i_begin, i_end) in panels of `rows`, over packed panels of B.
-template <class T, class C, class Left>
-void gemm_block(const Left& left, int64_t i_begin, int64_t i_end, int rows, int64_t k0, int64_t depth, const Lane<T>* packed,
-                int64_t j0, int64_t j_end, C* c, int64_t ldc, const Epilogue<T>& e, bool first, bool last) {
+template <class T>
+struct Block {  // of K: steps [k0, k0 + depth); whether it is the first and the last
+  int64_t k0, depth;
+  bool first, last;
+};
+
+// The tiles of one block of K: rows [i_begin, i_end) in panels of `rows`, columns [j0, j_end). panel(j) is the packed panel
+// of B from column j on; beside a packed A it is asked for once for each kTall rows.
+template <class T, class C, class Left, class Panel>
+void gemm_block(const Left& left, int64_t i_begin, int64_t i_end, int rows, const Block<T>& block, const Panel& panel, int64_t j0,
+                int64_t j_end, C* c, int64_t ldc, const Epilogue<T>& e) {
   constexpr int W = kColumns<T>;
-  const int64_t steps = lanes_of<T>(depth);
-  Lane<T>* buffer = scratch<Lane<T>>(Slot::pack_a, rows * steps);
-  for (int64_t i = i_begin; i < i_end; i += rows) {
-    const int r = static_cast<int>(min_of<int64_t>(rows, i_end - i));
-    const Lane<T>* a = left.panel(buffer, i, r, k0, depth);
-    const Tile<T, C> two = tile_for<T, C>(r, 2), one = tile_for<T, C>(r, 1);
-    for (int64_t j = j0; j < j_end; j += W) {
-      const int columns = static_cast<int>(min_of<int64_t>(W, j_end - j));
-      (columns > W / 2 ? two : one)(steps, a, packed + (j - j0) * steps, c + i * ldc + j, ldc, columns,
-                                    last && e.row_bias ? e.row_bias + i : nullptr,
-                                    last && e.column_bias ? e.column_bias + j : nullptr,
-                                    e.accumulate || !first, last && e.relu);
-    }
+  const int64_t steps = lanes_of<T>(block.depth), tall = Left::kDirect ? i_end - i_begin : kTall / rows * rows;
+  Lane<T>* packed = nullptr;
+  if constexpr (!Left::kDirect) packed = scratch<Lane<T>>(Slot::pack_a, min_of(tall, i_end - i_begin) * steps);
+  for (int64_t i0 = i_begin; i0 < i_end; i0 += tall) {
+    const int64_t i1 = min_of(i_end, i0 + tall);
+    if constexpr (!Left::kDirect)
+      for (int64_t i = i0; i < i1; i += rows)
+        left.panel(packed + (i - i0) * steps, i, static_cast<int>(min_of<int64_t>(rows, i1 - i)), block.k0, block.depth);
+    const auto row = [&](int64_t i, int64_t j, const Lane<T>* b) {
+      const int columns = static_cast<int>(min_of<int64_t>(W, j_end - j)), vectors = columns > W / 2 ? 2 : 1;
+      const int r = static_cast<int>(min_of<int64_t>(rows, i1 - i));
+      const Lane<T>* a = packed + (i - i0) * steps;
+      int64_t pitch = 0;
+      if constexpr (Left::kDirect) a = left.a + i * left.pitch + block.k0, pitch = left.pitch;
+      tile_for<T, C, Left::kDirect>(r, vectors)(steps, a, pitch, b, c + i * ldc + j, ldc, columns,
+                                                block.last && e.row_bias ? e.row_bias + i : nullptr,
+                                                block.last && e.column_bias ? e.column_bias + j : nullptr,
+                                                e.accumulate || !block.first, block.last && e.relu);
+    };
+    // What lies packed is gone over again and again: of a direct A, each row once.
+    if constexpr (Left::kDirect)
+      for (int64_t i = i0; i < i1; i += rows)
+        for (int64_t j = j0; j < j_end; j += W) row(i, j, panel(j));
+    else
+      for (int64_t j = j0; j < j_end; j += W) {
+        const Lane<T>* b = panel(j);
+        for (int64_t i = i0; i < i1; i += rows) row(i, j, b);
+      }
   }
+}
+
+// f(block) for each block of K.
+template <class T, class F>
+TS_INLINE void for_blocks(int64_t K, const F& f) {
+  const int64_t depth = block_depth<T>(K);
+  for (int64_t k0 = 0; k0 < K; k0 += depth) f(Block<T>{k0, min_of(depth, K - k0), k0 == 0, k0 + depth >= K});
 }
 
 // What to do when K = 0: the epilogue alone.
@@ -221,15 +278,26 @@ template <class T, class C, class Left, class Right>
 void gemm_part(int64_t K, const Left& left, const Right& right, int64_t i_begin, int64_t i_end, int rows, int64_t j_begin,
                int64_t j_end, C* c, int64_t ldc, const Epilogue<T>& e) {
   constexpr int W = kColumns<T>;
+  const auto pack = [&](Lane<T>* to, const Block<T>& block, int64_t j) {
+    right.panel(to, block.k0, block.depth, j, static_cast<int>(min_of<int64_t>(W, j_end - j)));
+  };
+  const int64_t most_steps = lanes_of<T>(block_depth<T>(K));
+  if (!Left::kDirect && i_end - i_begin <= kTall / rows * rows) {  // each panel of B is used once: packed where it is used, it never leaves L1
+    Lane<T>* const packed = scratch<Lane<T>>(Slot::pack_b, most_steps * W);
+    for_blocks<T>(K, [&](const Block<T>& block) {
+      const auto panel = [&](int64_t j) { return pack(packed, block, j), packed; };
+      gemm_block<T>(left, i_begin, i_end, rows, block, panel, j_begin, j_end, c, ldc, e);
+    });
+    return;
+  }
   for (int64_t j0 = j_begin; j0 < j_end; j0 += kWide) {
     const int64_t j1 = min_of(j_end, j0 + kWide);
-    Lane<T>* packed = scratch<Lane<T>>(Slot::pack_b, lanes_of<T>(min_of(K, kDepth<T>)) * ceil_div(j1 - j0, W) * W);
-    for (int64_t k0 = 0; k0 < K; k0 += kDepth<T>) {
-      const int64_t depth = min_of(kDepth<T>, K - k0);
-      for (int64_t j = j0; j < j1; j += W)
-        right.panel(packed + (j - j0) * lanes_of<T>(depth), k0, depth, j, static_cast<int>(min_of<int64_t>(W, j1 - j)));
-      gemm_block<T>(left, i_begin, i_end, rows, k0, depth, packed, j0, j1, c, ldc, e, k0 == 0, k0 + depth == K);
-    }
+    Lane<T>* const packed = scratch<Lane<T>>(Slot::pack_b, most_steps * ceil_div(j1 - j0, W) * W);
+    for_blocks<T>(K, [&](const Block<T>& block) {
+      const auto panel = [&](int64_t j) { return packed + (j - j0) * lanes_of<T>(block.depth); };
+      for (int64_t j = j0; j < j1; j += W) pack(panel(j), block, j);
+      gemm_block<T>(left, i_begin, i_end, rows, block, panel, j0, j1, c, ldc, e);
+    });
   }
 }
 
@@ -248,7 +316,7 @@ void gemm(int64_t M, int64_t N, int64_t K, const Left& left, const Right& right,
     }
   if (K == 0) return gemm_empty<T>(M, N, c, ldc, e);
   constexpr int W = kColumns<T>;
-  const int rows = panel_rows(M);
+  const int rows = panel_rows(M, Left::kDirect ? kDirectRows : kRows);
   const int64_t row_panels = ceil_div(M, rows), panels = ceil_div(N, W);
   // One parallel region, split along the longer side: each thread packs its own share of that factor and all of the
   // other, smaller one. That costs less than the barriers of packing together.
@@ -268,11 +336,11 @@ void gemm_packed(int64_t M, const Left& left, const RightPacked<T>& right, Wide<
   if (M == 0 || right.N == 0) return;
   if (right.K == 0) return gemm_empty<T>(M, right.N, c, ldc, e);
   const int64_t width = ceil_div(right.N, kColumns<T>) * kColumns<T>;
-  for (int64_t k0 = 0; k0 < right.K; k0 += kDepth<T>) {
-    const int64_t depth = min_of(kDepth<T>, right.K - k0);
-    gemm_block<T>(left, 0, M, panel_rows(M), k0, depth, right.data + k0 / kPair<T> * width, 0, right.N, c, ldc, e, k0 == 0,
-                  k0 + depth == right.K);
-  }
+  for_blocks<T>(right.K, [&](const Block<T>& block) {
+    const Lane<T>* packed = right.data + block.k0 / kPair<T> * width;
+    const auto panel = [&](int64_t j) { return packed + j * lanes_of<T>(block.depth); };
+    gemm_block<T>(left, 0, M, panel_rows(M), block, panel, 0, right.N, c, ldc, e);
+  });
 }
 
 // sum[j] = sum over i of g[i, j]: a bias gradient. Four chains hide the latency of an addition.

@@ -103,13 +103,16 @@ template <class T>
 void linear_forward(const linear::Forward<T>& p) {
   const auto [M, K, N, relu] = p.d;
   if (M > 0 && M <= kFewRowsOfX) return few_rows<T>(p);
-  // Lanes run along N. Where a good part of them would lie beyond it, and not beyond M, y^T = W x^T wastes less than the
-  // transposing of y costs.
+  // Lanes run along N and W is packed, or y^T = W x^T: lanes along M, x packed, W read as it lies, y transposed at the end.
+  // In multiply-adds an element costs 5 to be packed and 12 to be transposed; lanes beyond the matrix are multiplied too.
   using W = Wide<T>;
   const auto padded = [](int64_t n) { return ceil_div(n, kLanes<W>) * kLanes<W>; };
-  if (M > N && padded(N) * M * 4 > padded(M) * N * 5) {
+  if (padded(M) * N * K + 12 * M * N + 5 * M * K < padded(N) * M * K + 5 * N * K) {
     W *yt = scratch<W>(Slot::transposed, M * N), *y = wide_room(p.y, M * N, Slot::wide);
-    gemm<T>(N, M, K, LeftStrided<T>{p.w, K, 1}, RightStrided<T>{p.x, 1, K}, yt, M, {.row_bias = p.bias, .relu = relu});
+    const RightStrided<T> xt{p.x, 1, K};
+    const Epilogue<T> epilogue{.row_bias = p.bias, .relu = relu};
+    if constexpr (kPair<T> == 1) gemm<T>(N, M, K, LeftDirect<T>{p.w, K}, xt, yt, M, epilogue);
+    else gemm<T>(N, M, K, LeftStrided<T>{p.w, K, 1}, xt, yt, M, epilogue);  // W's pairs may be cut by the end of a row
     transpose_copy<W>(y, N, yt, M, N, M);
     return rounded(p.y, y, M * N);
   }

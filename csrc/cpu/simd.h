@@ -250,6 +250,21 @@ void transpose_copy(T* dst, int64_t dst_stride, const T* src, int64_t src_stride
   transpose_rows<T>(dst, dst_stride, rows, cols, [&](int64_t r, int64_t c, int n) { return load_some<T>(src + r * src_stride + c, n); });
 }
 
+// The same for a dst without gaps: dst_stride = rows. Whole vectors are stored, each column's over what lies beyond the one
+// before, so up to kLanes elements behind dst are written.
+template <class T>
+void transpose_whole(T* dst, int64_t rows, const T* src, int64_t src_stride, int64_t cols) {
+  constexpr int L = kLanes<T>;
+  if (rows > L) return transpose_copy<T>(dst, rows, src, src_stride, rows, cols);
+  for (int64_t c = 0; c < cols; c += L) {
+    const int n = cols - c < L ? static_cast<int>(cols - c) : L;
+    Vec<T> block[L];
+    for (int i = 0; i < L; ++i) block[i] = i < rows ? load_some<T>(src + i * src_stride + c, n) : Vec<T>{};
+    transpose<T>(block);
+    for (int j = 0; j < n; ++j) store<T>(dst + (c + j) * rows, block[j]);
+  }
+}
+
 template <class T>
 TS_INLINE T* scratch(Slot slot, int64_t count) {
   return static_cast<T*>(scratch_bytes(slot, count * sizeof(T) + 2 * kVectorBytes));  // slack: whole vectors at the end
