@@ -12,11 +12,13 @@
 # TORCH=torch        the torch to install, any requirement pip takes; one that is installed already is kept
 # VENV=.venv         the environment
 # TEST_ARGS=...      arguments for pytest
+# RECORD=cpu-avx2    name of the record that `make record` keeps: cpu is quoted in full, cpu-<machine> by its models
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 TEST_ARGS ?=
+RECORD ?= cpu
 DEMO_EPOCHS ?= 20
 
 PY := $(VENV)/bin/python
@@ -37,7 +39,7 @@ bench: build
 
 record: bench
 	mkdir -p bench/records
-	cp runs/bench/bench.json bench/records/cpu.json
+	cp runs/bench/bench.json bench/records/$(RECORD).json
 	$(MAKE) readme
 
 readme: build

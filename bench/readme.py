@@ -20,8 +20,9 @@ from torchsmith.spec import all_specs
 
 __all__ = ["figures", "gpu", "render", "replace_block", "support"]
 
-#: Rows of one mode each that README quotes; the record holds all.
-QUOTED = (("model", "training step"), ("op", "forward+backward"))
+#: Rows of one mode each that README quotes; the record holds all. Of other machines only the models.
+MODELS = ("model", "training step")
+QUOTED = (MODELS, ("op", "forward+backward"))
 
 
 def support() -> str:
@@ -43,10 +44,19 @@ def support() -> str:
 
 
 def figures(record: Path) -> str:
-    """The quoted tables of a recorded run, and where it ran."""
+    """The quoted tables of a recorded run, and where and when it ran; then the models of the runs kept beside it.
+
+    Beside ``cpu.json`` those are ``cpu-<machine>.json``.
+    """
+    others = sorted(record.parent.glob(f"{record.stem}-*.json"))
+    return "\n".join([_quoted(record, QUOTED), *(_quoted(other, (MODELS,)) for other in others)])
+
+
+def _quoted(record: Path, kinds: tuple[tuple[str, str], ...]) -> str:
     data = report.load(record)
-    parts = [f"{report.sentence(data['environment'])}; 1 thread, float32; ratio = native / ours.\n"]
-    for kind, mode in QUOTED:
+    where = report.sentence(data["environment"])
+    parts = [f"{where}; 1 thread, float32; ratio = native / ours; measured {data['when'][:10]}.\n"]
+    for kind, mode in kinds:
         rows = [
             r
             for r in data["rows"]

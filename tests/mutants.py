@@ -101,8 +101,8 @@ BUGS = (
     Bug(
         "bias of y^T along the wrong side",
         "csrc/cpu/linear.cpp",
-        "yt, M, {.row_bias = p.bias, .relu = relu}",
-        "yt, M, {.column_bias = p.bias, .relu = relu}",
+        "{.row_bias = p.bias, .relu = relu}",
+        "{.column_bias = p.bias, .relu = relu}",
         VALUES + "linear",
     ),
     Bug(
@@ -119,7 +119,36 @@ BUGS = (
         "const Mask<T> take = (v >= value) | (v != v);",
         VALUES + "pool",
     ),
-    Bug("the last K block overwrites", "csrc/cpu/gemm.h", "e.accumulate || !first", "e.accumulate", VALUES + "linear"),
+    Bug("the last K block overwrites", "csrc/cpu/gemm.h", "e.accumulate || !block.first", "e.accumulate", VALUES + "linear"),
+    Bug("a row of W for its neighbour", "csrc/cpu/gemm.h", "direct ? row[i][k]", "direct ? row[i / 2][k]", VALUES + "linear"),
+    Bug(
+        "W read as it lies, from its first column in each block",
+        "csrc/cpu/gemm.h",
+        "left.a + i0 * left.pitch + block.k0",
+        "left.a + i0 * left.pitch",
+        VALUES + "linear",
+    ),
+    Bug(
+        "sums of earlier blocks of a window forgotten",
+        "csrc/cpu/conv_image.h",
+        "first ? sum[i][v] : sum[i][v] + load<W>(to)",
+        "sum[i][v]",
+        VALUES + "conv2d",
+    ),
+    Bug(
+        "one row's kept sums over another's",
+        "csrc/cpu/conv_image.h",
+        "kept + (i - i_begin) * vectors * L, k == 0",
+        "kept, k == 0",
+        VALUES + "conv2d",
+    ),
+    Bug(
+        "gradient rows beyond the first half of L1 left out",
+        "csrc/cpu/conv_weights.h",
+        "for (int64_t r0 = 0; r0 < channels; r0 += at_once)",
+        "for (int64_t r0 = 0; r0 < min_of(channels, at_once); r0 += at_once)",
+        VALUES + "conv2d",
+    ),
     Bug(
         "ceil keeps a window in the padding",
         "csrc/contract/maxpool2d.h",
@@ -130,7 +159,7 @@ BUGS = (
     Bug(
         "bias gradient missing",
         "csrc/cpu/conv2d.cpp",
-        "sums[k] += sum_lanes<W>(sum[0] + sum[1]);",
+        "sums[k] += sum_lanes<W>((s0 + s1) + (s2 + s3));",
         "",
         VALUES + "conv2d",
     ),

@@ -228,6 +228,16 @@ def test_the_support_table_names_every_op():
         assert f"`{spec.name}`" in table
 
 
+def test_records_of_other_machines_are_quoted_by_their_models(tmp_path):
+    step = row(kind="model", op="MnistMLP", mode="training step")
+    op = row(kind="op", op="conv2d", mode="forward+backward")
+    for name, models in (("cpu", [step, op]), ("cpu-avx2", [{**step, "op": "MnistCNN"}, {**op, "op": "linear"}])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**data(), "rows": models}))
+    text = readme.figures(tmp_path / "cpu.json")
+    assert [name in text for name in ("MnistMLP", "conv2d", "MnistCNN", "linear")] == [True, True, True, False]
+    assert text.count("measured 20") == 2
+
+
 def test_readme_is_current():
     path = ROOT / "README.md"
     if not path.is_file():

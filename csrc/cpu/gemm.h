@@ -218,39 +218,34 @@ struct Block {  // of K: steps [k0, k0 + depth); whether it is the first and the
 };
 
 // The tiles of one block of K: rows [i_begin, i_end) in panels of `rows`, columns [j0, j_end). panel(j) is the packed panel
-// of B from column j on; beside a packed A it is asked for once for each kTall rows.
+// of B from column j on; it is asked for once for each kTall rows.
 template <class T, class C, class Left, class Panel>
 void gemm_block(const Left& left, int64_t i_begin, int64_t i_end, int rows, const Block<T>& block, const Panel& panel, int64_t j0,
                 int64_t j_end, C* c, int64_t ldc, const Epilogue<T>& e) {
   constexpr int W = kColumns<T>;
-  const int64_t steps = lanes_of<T>(block.depth), tall = Left::kDirect ? i_end - i_begin : kTall / rows * rows;
-  Lane<T>* packed = nullptr;
-  if constexpr (!Left::kDirect) packed = scratch<Lane<T>>(Slot::pack_a, min_of(tall, i_end - i_begin) * steps);
+  const int64_t steps = lanes_of<T>(block.depth), tall = kTall / rows * rows;
   for (int64_t i0 = i_begin; i0 < i_end; i0 += tall) {
     const int64_t i1 = min_of(i_end, i0 + tall);
-    if constexpr (!Left::kDirect)
+    const Lane<T>* a;
+    int64_t pitch = steps;  // from row to row: of panels, that of a panel shared among its rows
+    if constexpr (Left::kDirect) {
+      a = left.a + i0 * left.pitch + block.k0;
+      pitch = left.pitch;
+    } else {
+      Lane<T>* const packed = scratch<Lane<T>>(Slot::pack_a, (i1 - i0) * steps);
       for (int64_t i = i0; i < i1; i += rows)
         left.panel(packed + (i - i0) * steps, i, static_cast<int>(min_of<int64_t>(rows, i1 - i)), block.k0, block.depth);
-    const auto row = [&](int64_t i, int64_t j, const Lane<T>* b) {
+      a = packed;
+    }
+    for (int64_t j = j0; j < j_end; j += W) {
+      const Lane<T>* b = panel(j);
       const int columns = static_cast<int>(min_of<int64_t>(W, j_end - j)), vectors = columns > W / 2 ? 2 : 1;
-      const int r = static_cast<int>(min_of<int64_t>(rows, i1 - i));
-      const Lane<T>* a = packed + (i - i0) * steps;
-      int64_t pitch = 0;
-      if constexpr (Left::kDirect) a = left.a + i * left.pitch + block.k0, pitch = left.pitch;
-      tile_for<T, C, Left::kDirect>(r, vectors)(steps, a, pitch, b, c + i * ldc + j, ldc, columns,
-                                                block.last && e.row_bias ? e.row_bias + i : nullptr,
-                                                block.last && e.column_bias ? e.column_bias + j : nullptr,
-                                                e.accumulate || !block.first, block.last && e.relu);
-    };
-    // What lies packed is gone over again and again: of a direct A, each row once.
-    if constexpr (Left::kDirect)
       for (int64_t i = i0; i < i1; i += rows)
-        for (int64_t j = j0; j < j_end; j += W) row(i, j, panel(j));
-    else
-      for (int64_t j = j0; j < j_end; j += W) {
-        const Lane<T>* b = panel(j);
-        for (int64_t i = i0; i < i1; i += rows) row(i, j, b);
-      }
+        tile_for<T, C, Left::kDirect>(static_cast<int>(min_of<int64_t>(rows, i1 - i)), vectors)(
+            steps, a + (i - i0) * pitch, pitch, b, c + i * ldc + j, ldc, columns,
+            block.last && e.row_bias ? e.row_bias + i : nullptr, block.last && e.column_bias ? e.column_bias + j : nullptr,
+            e.accumulate || !block.first, block.last && e.relu);
+    }
   }
 }
 
@@ -282,7 +277,7 @@ void gemm_part(int64_t K, const Left& left, const Right& right, int64_t i_begin,
     right.panel(to, block.k0, block.depth, j, static_cast<int>(min_of<int64_t>(W, j_end - j)));
   };
   const int64_t most_steps = lanes_of<T>(block_depth<T>(K));
-  if (!Left::kDirect && i_end - i_begin <= kTall / rows * rows) {  // each panel of B is used once: packed where it is used, it never leaves L1
+  if (i_end - i_begin <= kTall / rows * rows) {  // each panel of B is used once: packed where it is used, it never leaves L1
     Lane<T>* const packed = scratch<Lane<T>>(Slot::pack_b, most_steps * W);
     for_blocks<T>(K, [&](const Block<T>& block) {
       const auto panel = [&](int64_t j) { return pack(packed, block, j), packed; };
@@ -339,7 +334,7 @@ void gemm_packed(int64_t M, const Left& left, const RightPacked<T>& right, Wide<
   for_blocks<T>(right.K, [&](const Block<T>& block) {
     const Lane<T>* packed = right.data + block.k0 / kPair<T> * width;
     const auto panel = [&](int64_t j) { return packed + j * lanes_of<T>(block.depth); };
-    gemm_block<T>(left, 0, M, panel_rows(M), block, panel, 0, right.N, c, ldc, e);
+    gemm_block<T>(left, 0, M, panel_rows(M, Left::kDirect ? kDirectRows : kRows), block, panel, 0, right.N, c, ldc, e);
   });
 }
 
