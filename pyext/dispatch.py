@@ -37,6 +37,9 @@ class Decision:
 #: which something is known are in it, so that others pay one look into a dict. tuning.py fills it.
 KNOWN: dict[str, Callable[[tuple[Any, ...], tuple[Any, ...]], str]] = {}
 
+#: Public ops of which calls were measured on this machine: what ops do by default, for want of that, is off.
+MEASURED: set[str] = set()
+
 #: native op -> what is known of its kernels: given its arguments, why Triton's is faster than the C++ one, or "".
 #: :func:`renew` brings a change of it into force.
 FASTER_IN_TRITON: dict[str, Callable[[tuple[Any, ...]], str]] = {}
@@ -177,6 +180,16 @@ def observe(observers: dict[str, Callable[[tuple[Any, ...], tuple[Any, ...]], st
 def automatic(op: str) -> bool:
     """Whether the choice is ours: no backend is set for the op."""
     return chosen(op) == "auto"
+
+
+def by_default(op: str) -> bool:
+    """Whether the choice is ours and nothing measured on this machine makes it: an op may go by a rule of its own."""
+    return op not in MEASURED and chosen(op) == "auto"
+
+
+def leave(op: str, reason: str) -> None:
+    """Records for :func:`explain` that native computes this call."""
+    _remember(op, "torch", reason)
 
 
 def use_kernel(op: str, input: torch.Tensor, unfit: str = "") -> bool:

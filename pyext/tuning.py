@@ -171,6 +171,8 @@ class Table:
                 configurations[entry.op, entry.arguments] = entry.fastest
         dispatch.KNOWN.clear()
         dispatch.FASTER_IN_TRITON.clear()
+        dispatch.MEASURED.clear()
+        dispatch.MEASURED.update(public)
         # An op whose first candidate never loses needs no looking up.
         dispatch.KNOWN.update({op: known for op, known in public.items() if known.loses_somewhere()})
         dispatch.FASTER_IN_TRITON.update({op: k.of_kernel for op, k in native.items() if k.loses_somewhere()})

@@ -22,7 +22,7 @@ from torchsmith.tuning import Entry, Table, describe, size_class
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHSMITH_CACHE", str(tmp_path))
     yield tmp_path
-    dispatch.KNOWN.clear()
+    Table().activate()
 
 
 def entry(op, arguments, cpp_us, torch_us, grad=False, threads=None):
@@ -61,6 +61,21 @@ def test_ours_is_kept_where_it_is_faster_or_ties(cpp_us, torch_us):
     loses = entry("linear", (torch.randn(500, 500), w, None), 2.0, 1.0)
     table(entry("linear", (x, w, None), cpp_us, torch_us), loses).activate()
     assert chosen("linear", x, w).implementation == "cpp"
+
+
+def test_training_leaves_small_linears_to_native_until_something_is_measured(monkeypatch):
+    monkeypatch.setattr(sys.modules["torchsmith.ops.linear"], "FEW", 2**19)
+    x, w, b = torch.randn(8, 5), torch.randn(6, 5, requires_grad=True), torch.randn(6)
+    said = chosen("linear", x, w, b)
+    assert said.implementation == "torch" and "few multiply-adds" in said.reason
+    assert torchsmith.linear(x, w, b).grad_fn.name() == "AddmmBackward0"
+    large = torch.randn(1025, 512), torch.randn(2, 512, requires_grad=True)
+    for op, *args in (("linear", *large), ("linear", x, w.detach()), ("linear_relu", x, w, b)):
+        assert chosen(op, *args).implementation == "cpp"
+    with torchsmith.backend("cpp"):
+        assert chosen("linear", x, w, b).implementation == "cpp"
+    table(entry("linear", (x, w, b), cpp_us=1.0, torch_us=2.0)).activate()
+    assert chosen("linear", x, w, b).implementation == "cpp"
 
 
 def test_an_op_that_never_loses_is_not_looked_up():

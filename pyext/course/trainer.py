@@ -18,6 +18,7 @@ from torch import Tensor
 
 from torchsmith.bench.harness import threads
 from torchsmith.data import Batches, Splits
+from torchsmith.dispatch import backend
 
 from .arm import Arm, build_arms
 from .checkpoint import CHECKPOINT, Place, read_checkpoint, restore, write_checkpoint
@@ -87,6 +88,7 @@ def train(
         World.join(settings.device) as world,
         StopRequest() as stop,
         threads(settings.threads) if settings.threads else nullcontext(),
+        backend("cpp"),  # "ours" is what our kernels compute: native, where it is faster, is the other arm
     ):
         splits = splits or row.load(settings.data)
         arms = build_arms(row, settings, splits.facts, world)
