@@ -68,7 +68,7 @@ def convert(model: nn.Module, inplace: bool = False) -> nn.Module:
     if not plan.classes and not any(type(m) in OURS for m in model.modules()):
         reasons = dict.fromkeys(f"{line.kind}: {line.reason}" for line in plan.lines)
         warnings.warn(f"convert: nothing was converted ({'; '.join([*reasons][:5])})", stacklevel=2)
-    _apply([(module, plan.classes[id(module)], True) for module in model.modules() if id(module) in plan.classes])
+    _apply([(m, plan.classes[id(m)], True) for m in model.modules() if id(m) in plan.classes])
     return model
 
 
@@ -98,15 +98,14 @@ def survey(model: nn.Module) -> list[Layer]:
 
 def _apply(changes: list[tuple[nn.Module, type, bool]]) -> None:
     """Sets the classes and marks, all of them or none."""
-    done: list[tuple[nn.Module, type]] = []
+    before: list[tuple[nn.Module, type, bool]] = []
     try:
         for module, cls, mark in changes:
-            before = type(module)
+            before.append((module, type(module), MARK in module.__dict__))
             _become(module, cls, mark)
-            done.append((module, before))
     except BaseException:
-        for module, before in reversed(done):
-            _become(module, before, MARK not in module.__dict__)
+        for state in reversed(before):
+            _become(*state)
         raise
 
 
@@ -154,7 +153,7 @@ def _plan(model: nn.Module) -> _Plan:
     for module in modules.values():
         if _runs_in_a_row(module):
             rows = _rows(module, kind)
-            if rows and type(module) is not ours.Sequential:
+            if rows and type(module).forward is nn.Sequential.forward:
                 inherits = type(module) is not nn.Sequential
                 plan.classes[id(module)] = _inheriting(type(module)) if inherits else ours.Sequential
             for text, members in rows:
@@ -242,7 +241,7 @@ def _inheriting(cls: type) -> type:
 
 
 def _may_be_rewritten(module: nn.Module) -> bool:
-    return _is_plain(module) and type(module).__module__.partition(".")[0] not in ("torch", "torchsmith")
+    return _is_plain(module) and type(module).__module__.partition(".")[0] != "torch" and type(module) not in OURS
 
 
 def _called(module: nn.Module) -> list[nn.Module]:
