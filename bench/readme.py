@@ -21,7 +21,7 @@ from torchsmith.spec import all_specs
 __all__ = ["figures", "gpu", "render", "replace_block", "support"]
 
 #: Rows of one mode each that README quotes; the record holds all.
-QUOTED = (("model", "training step"), ("op", "forward+backward"))
+QUOTED = (("model", "training step"), ("converted", "training step"), ("op", "forward+backward"))
 
 
 def support() -> str:
@@ -53,7 +53,8 @@ def figures(record: Path) -> str:
             if (r["kind"], r["mode"], r["threads"], r["dtype"]) == (kind, mode, 1, "float32") and report.plain(r, data)
         ]
         if rows:
-            parts.append(f"{mode.capitalize()}:\n\n{report.table(rows)}")
+            of = " of models converted by `torchsmith.convert`" if kind == "converted" else ""
+            parts.append(f"{mode.capitalize()}{of}:\n\n{report.table(rows)}")
     return "\n".join(parts)
 
 
