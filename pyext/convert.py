@@ -216,7 +216,7 @@ def _twin(module: nn.Module) -> tuple[type | None, str]:
 
 def _runs_in_a_row(module: nn.Module) -> bool:
     """Whether it is a Sequential that calls its layers one after the other."""
-    return type(module).forward in (nn.Sequential.forward, ours.Sequential.forward) and _is_plain(module)
+    return _is_plain(module) and type(module).forward in (nn.Sequential.forward, ours.Sequential.forward)
 
 
 def _is_plain(module: nn.Module) -> bool:
