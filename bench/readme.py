@@ -53,7 +53,11 @@ def figures(record: Path) -> str:
             if (r["kind"], r["mode"], r["threads"], r["dtype"]) == (kind, mode, 1, "float32") and report.plain(r, data)
         ]
         if rows:
-            of = " of models converted by `torchsmith.convert`" if kind == "converted" else ""
+            of = (
+                " of models converted by `torchsmith.convert` and tuned by `torchsmith.tune`"
+                if kind == "converted"
+                else ""
+            )
             parts.append(f"{mode.capitalize()}{of}:\n\n{report.table(rows)}")
     return "\n".join(parts)
 

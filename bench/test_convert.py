@@ -1,4 +1,8 @@
-"""Whole models that nobody wrote for torchsmith, converted by ``torchsmith.convert``, against themselves as they are."""
+"""Whole models that nobody wrote for torchsmith, against themselves converted.
+
+As their user would: ``torchsmith.convert``, and ``torchsmith.tune`` for the batch at hand, so that what native computes
+faster on this machine stays native's.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import pytest
 import torch
 
 import torchsmith
+from torchsmith import tuning
 from torchsmith.bench import harness, real_models, suite
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
@@ -52,10 +57,20 @@ def jobs() -> Iterator[suite.Job]:
             def pair(dtype, wrap=None, make=make, batch=batch, mode=mode):
                 torch.manual_seed(0)
                 native = make()
-                ours = torchsmith.convert(copy.deepcopy(native), inplace=True)
-                return harness.module_pair(ours, native, *batch(), mode, wrap)
+                inputs, target = batch()
+                ours = torchsmith.convert(copy.deepcopy(native), inplace=True).train(mode == "training step")
+                with torch.set_grad_enabled(ours.training):
+                    torchsmith.tune(ours, *inputs, quick=True, save=False)
+                return harness.module_pair(ours, native, inputs, target, mode, wrap)
 
             yield suite.Job(name, label, mode, pair, kind="converted")
+
+
+@pytest.fixture(autouse=True)
+def _only_here():
+    """What was tuned for a model holds for no other measurement."""
+    yield
+    tuning.Table.load().activate()
 
 
 @pytest.mark.benchmark(timer=suite.clock)

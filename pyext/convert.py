@@ -48,7 +48,7 @@ def convert(model: nn.Module, inplace: bool = False) -> nn.Module:
     with the two the other way round) and Linear -> ReLU run as one op, in a Sequential and in a forward that
     ``torch.fx`` can trace and that is straight-line code. Everything else is left alone: subclasses, scripted, quantized and
     lazily initialised layers, dtypes and devices without kernels. :func:`torchsmith.explain` says for each layer what was
-    done and why.
+    done and why. Calls that native computes faster on this machine are found, and left to it, by :func:`torchsmith.tune`.
 
     Args:
         model: any module, on any device, in training or not.
@@ -124,7 +124,9 @@ def _become(module: nn.Module, cls: type, mark: bool) -> None:
 class _Plan:
     lines: list[Layer] = field(default_factory=list)
     classes: dict[int, type] = field(default_factory=dict)  #: id of a module -> the class it gets
-    kept: dict[int, str] = field(default_factory=dict)  #: id of a module -> why it is left alone; "" where it only holds others
+    kept: dict[int, str] = field(
+        default_factory=dict
+    )  #: id of a module -> why it is left alone; "" where it only holds others
     fused: dict[int, str] = field(default_factory=dict)  #: id of a module -> what it runs with
     apart: dict[int, str] = field(default_factory=dict)  #: id of a layer -> why it does not
 
@@ -139,13 +141,12 @@ class _Plan:
 def _plan(model: nn.Module) -> _Plan:
     """What to do with every module. Nothing is changed."""
     plan = _Plan()
-    kept, fused = plan.kept, plan.fused
     modules = dict(model.named_modules())
     for module in modules.values():
         cls, why = _twin(module)
         if cls is not None:
             plan.classes[id(module)] = cls
-        kept[id(module)] = why
+        plan.kept[id(module)] = why
 
     def kind(module: nn.Module) -> type:
         return plan.classes.get(id(module), type(module))
@@ -165,7 +166,7 @@ def _plan(model: nn.Module) -> _Plan:
                 _rewrite(module, kind, plan)
             except rewrite.Untraceable as why:
                 if any(kind(part) in (ours.Conv2d, ours.Linear) for part in _called(module)):
-                    kept[id(module)] = f"forward not rewritten, layers alone are swapped: {why}"
+                    plan.kept[id(module)] = f"forward not rewritten, layers alone are swapped: {why}"
     for name, module in modules.items():
         verdict = _verdict(module, kind(module), plan)
         if verdict is not None:

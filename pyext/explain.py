@@ -75,7 +75,9 @@ def _layers(model: Any, lines: list[Line]) -> Iterator[list[tuple[str, nn.Module
         name, _ = path.pop()
         if begun.pop() == len(lines) and not list(module.children()):
             _finish(lines)
-            why = "a layer of torch.nn" if type(module).__module__.startswith("torch.nn") else "calls no op of torchsmith"
+            why = (
+                "a layer of torch.nn" if type(module).__module__.startswith("torch.nn") else "calls no op of torchsmith"
+            )
             lines.append(Line(name, type(module).__name__, "", _shapes(args), "torch", why, {}))
 
     named = list(model.named_modules()) if isinstance(model, nn.Module) else []
@@ -88,7 +90,9 @@ def _layers(model: Any, lines: list[Line]) -> Iterator[list[tuple[str, nn.Module
         _finish(lines)
         for module in row[1:]:
             with_it = f"in one pass with {names.get(id(row[0]), 'the layer before')}"
-            lines.append(Line(names.get(id(module), ""), type(module).__name__, "", "", lines[-1].implementation, with_it, {}))
+            lines.append(
+                Line(names.get(id(module), ""), type(module).__name__, "", "", lines[-1].implementation, with_it, {})
+            )
         return output
 
     for name, module in named:

@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import linecache
+import operator
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -126,12 +127,12 @@ class _Proxy(fx.Proxy):
     """Records ``x += y`` as what it is; torch.fx makes a sum of it, which leaves x alone."""
 
 
-for _name in ("iadd", "isub", "imul", "itruediv"):
+def _in_place(target: Any) -> Any:
+    return lambda self, other: self.tracer.create_proxy("call_function", target, (self, other), {})
 
-    def _in_place(self: fx.Proxy, other: Any, target: Any = getattr(__import__("operator"), _name)) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
 
-    setattr(_Proxy, f"__{_name}__", _in_place)
+for _target in (operator.iadd, operator.isub, operator.imul, operator.itruediv):
+    setattr(_Proxy, f"__{_target.__name__}__", _in_place(_target))
 
 
 class _Tracer(fx.proxy.GraphAppendingTracer):
@@ -274,4 +275,3 @@ def _reduce(self: nn.Module, protocol: int) -> Any:
 def _new(made_of: tuple[Any, ...], *args: Any) -> nn.Module:
     cls = class_of(*made_of)
     return cls.__new__(cls, *args)
-

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import threading
 import warnings
 
 import pytest
@@ -137,7 +138,13 @@ def test_every_layer_has_its_twin():
 
 def test_a_sequential_runs_rows_as_one():
     model = convert(sequential()).eval()
-    assert ops_of(model, X) == ["conv2d_relu_maxpool2d", "conv2d_relu_maxpool2d", "conv2d_relu", "linear_relu", "linear"]
+    assert ops_of(model, X) == [
+        "conv2d_relu_maxpool2d",
+        "conv2d_relu_maxpool2d",
+        "conv2d_relu",
+        "linear_relu",
+        "linear",
+    ]
     told = verdicts(model)
     assert [told[str(i)] for i in range(13)] == ["fused"] * 8 + ["kept"] + ["fused"] * 2 + ["kept", "swapped"]
 
@@ -373,7 +380,11 @@ def test_copies_and_pickles(model):
     file = io.BytesIO()
     torch.save(converted, file)
     file.seek(0)
-    for other in (copy.deepcopy(converted), pickle.loads(pickle.dumps(converted)), torch.load(file, weights_only=False)):
+    for other in (
+        copy.deepcopy(converted),
+        pickle.loads(pickle.dumps(converted)),
+        torch.load(file, weights_only=False),
+    ):
         assert type(other) is type(converted) and torch.equal(run(other), expected)
         assert type(revert(other)) is type(model) and not [m for m in other.modules() if type(m) in TWINS.values()]
 
@@ -508,7 +519,7 @@ def test_what_is_no_module(call):
 
 def test_what_cannot_be_copied():
     model = sequential()
-    model.lock = io.open(0, closefd=False)  # noqa: UP020
+    model.lock = threading.Lock()
     with pytest.raises(TypeError, match="cannot be copied.*inplace=True"):
         convert(model)
     assert type(convert(model, inplace=True)) is ours.Sequential
