@@ -126,7 +126,7 @@ def test_every_layer_has_its_twin():
         {
             "conv": nn.Conv2d(3, 4, 3, stride=2, bias=False), "pool": nn.MaxPool2d(2, ceil_mode=True), "fc": nn.Linear(3, 4),
             "rnn_cell": nn.RNNCell(3, 4, nonlinearity="relu"), "gru_cell": nn.GRUCell(3, 4),
-            "rnn": nn.RNN(3, 4, 2, bidirectional=True), "gru": nn.GRU(3, 4, batch_first=True, dropout=0.1), "norm": nn.BatchNorm2d(4),
+            "rnn": nn.RNN(3, 4, 2, bidirectional=True), "gru": nn.GRU(3, 4, 2, batch_first=True, dropout=0.1), "norm": nn.BatchNorm2d(4),
         }
     )  # fmt: skip
     shown = repr(model)
