@@ -79,6 +79,8 @@ def _tiles(data: dict[str, Any]) -> str:
     for kind, mode in (
         ("model", "training step"),
         ("model", "inference"),
+        ("converted", "training step"),
+        ("converted", "inference"),
         ("op", "forward+backward"),
         ("op", "forward"),
     ):
@@ -89,7 +91,8 @@ def _tiles(data: dict[str, Any]) -> str:
         ]
         if rows:
             mean = math.exp(sum(math.log(r["ratio"]) for r in rows) / len(rows))
-            words = f"{'models' if kind == 'model' else 'ops'}, {mode}: geometric mean of {len(rows)} ratios, 1 thread"
+            what = {"model": "models", "converted": "converted models"}.get(kind, "ops")
+            words = f"{what}, {mode}: geometric mean of {len(rows)} ratios, 1 thread"
             tiles.append(f'<div class="tile{" loss" if mean < 1 else ""}"><b>{mean:.2f}</b>{words}</div>')
     tiles.append(
         f'<div class="tile loss"><b>{len(report.losses(data))}</b>slower: {escape(report.summary(data))}</div>'

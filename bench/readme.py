@@ -21,8 +21,8 @@ from torchsmith.spec import all_specs
 __all__ = ["figures", "gpu", "render", "replace_block", "support"]
 
 #: Rows of one mode each that README quotes; the record holds all. Of other machines only the models.
-MODELS = ("model", "training step")
-QUOTED = (MODELS, ("op", "forward+backward"))
+MODELS = (("model", "training step"), ("converted", "training step"))
+QUOTED = (*MODELS, ("op", "forward+backward"))
 
 
 def support() -> str:
@@ -49,7 +49,7 @@ def figures(record: Path) -> str:
     Beside ``cpu.json`` those are ``cpu-<machine>.json``.
     """
     others = sorted(record.parent.glob(f"{record.stem}-*.json"))
-    return "\n".join([_quoted(record, QUOTED), *(_quoted(other, (MODELS,)) for other in others)])
+    return "\n".join([_quoted(record, QUOTED), *(_quoted(other, MODELS) for other in others)])
 
 
 def _quoted(record: Path, kinds: tuple[tuple[str, str], ...]) -> str:
@@ -63,7 +63,12 @@ def _quoted(record: Path, kinds: tuple[tuple[str, str], ...]) -> str:
             if (r["kind"], r["mode"], r["threads"], r["dtype"]) == (kind, mode, 1, "float32") and report.plain(r, data)
         ]
         if rows:
-            parts.append(f"{mode.capitalize()}:\n\n{report.table(rows)}")
+            of = (
+                " of models converted by `torchsmith.convert` and tuned by `torchsmith.tune`"
+                if kind == "converted"
+                else ""
+            )
+            parts.append(f"{mode.capitalize()}{of}:\n\n{report.table(rows)}")
     return "\n".join(parts)
 
 

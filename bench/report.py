@@ -211,7 +211,7 @@ def ceiling_sentence(c: dict[str, Any]) -> str:
 
 def title(row: dict[str, Any], data: dict[str, Any]) -> str:
     """The heading under which a row stands."""
-    what = "Models" if row["kind"] == "model" else "Ops"
+    what = {"model": "Models", "converted": "Models converted and tuned"}.get(row["kind"], "Ops")
     plural = "" if row["threads"] == 1 else "s"
     extra = ", extra shapes" if row.get("shapes") == "extra" else ""
     isa, own = row.get("isa"), data["environment"].get("isa")

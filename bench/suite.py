@@ -28,7 +28,7 @@ class Job:
     mode: str
     pair: Callable[[torch.dtype, harness.Wrap | None], harness.Pair]
     flops: Callable[[torch.dtype], int] | None = None  #: floating-point operations of one call, where known
-    kind: str = "op"  #: "op" or "model"
+    kind: str = "op"  #: "op", "model" (of the course) or "converted"
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     dtype: torch.dtype = torch.float32
     threads: int = 1

@@ -7,6 +7,7 @@ Functions: ``conv2d``, ``conv2d_relu``, ``conv2d_relu_maxpool2d``, ``max_pool2d`
 from importlib import import_module as _import_module
 
 from . import _library as _library  # loads the C++ library, so that torch.ops.torchsmith exists
+from .convert import convert, revert
 from .dispatch import backend
 from .explain import explain
 from .ops import *  # noqa: F403  (every public function, gathered from the rows)
@@ -17,7 +18,7 @@ from .tuning import tune
 _Table.load().activate()  # what this user measured on this machine, if anything
 
 __version__ = _library.VERSION
-__all__ = ["__version__", "backend", "explain", "models", "native_nn", "nn", "tune", *_ops]
+__all__ = ["__version__", "backend", "convert", "explain", "models", "native_nn", "nn", "revert", "tune", *_ops]
 _LAZY = ("models", "native_nn", "nn", "course", "data", "spec")
 
 

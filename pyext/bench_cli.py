@@ -78,10 +78,11 @@ def _short(nodeid: str) -> str:
 
 
 def _names() -> list[str]:
-    """What --op takes: the described ops, and the models."""
+    """What --op takes: the described ops, the course's models, and those of others."""
     from . import models
+    from .bench import real_models
 
-    return [spec.name for spec in all_specs()] + list(models.__all__)
+    return [spec.name for spec in all_specs()] + list(models.__all__) + list(real_models.__all__)
 
 
 def _check_ops(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:

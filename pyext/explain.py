@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from . import dispatch, tuning
+from . import chains, dispatch, tuning
 
 __all__ = ["Line", "explain"]
 
@@ -30,20 +30,28 @@ class Line:
 def explain(model: Callable[..., Any] | None = None, *inputs: Any, **keywords: Any) -> Any:
     """Without arguments, the last choice made by a public op; with a model, what computes each of its layers.
 
-    The model is called once, as the caller would: under ``torch.no_grad()`` inference is explained, else training. A table
-    is printed: layer, op, shapes, implementation, why, and measured times where ``torchsmith.tune`` left any.
+    Given inputs, the model is called once, as the caller would: under ``torch.no_grad()`` inference is explained, else
+    training. A table is printed: layer, op, shapes, implementation, why, and measured times where ``torchsmith.tune`` left
+    any. A module alone is not called: the table says what :func:`torchsmith.convert` does with each layer, or did.
 
     Args:
         model: a module, or any function that uses torchsmith's ops.
         inputs, keywords: what it is called with.
 
     Returns:
-        A :class:`Decision` (None before the first call of an op); with a model, the list of its :class:`Line`.
+        A :class:`Decision` (None before the first call of an op); with a model, the list of its :class:`Line`; for a module
+        alone, of its :class:`~torchsmith.convert.Layer`.
     """
     if model is None:
         return dispatch.explain()
     if not callable(model):
         raise TypeError(f"explain: model: expected a module or a function, got {type(model).__name__}")
+    if isinstance(model, nn.Module) and not inputs and not keywords:
+        from .convert import survey
+
+        layers = survey(model)
+        _print(("layer", "verdict", "why"), ((_named(line), line.verdict, line.reason) for line in layers))
+        return layers
     lines: list[Line] = []
     with _layers(model, lines) as path, _calls(path, lines):
         model(*inputs, **keywords)
@@ -67,15 +75,36 @@ def _layers(model: Any, lines: list[Line]) -> Iterator[list[tuple[str, nn.Module
         name, _ = path.pop()
         if begun.pop() == len(lines) and not list(module.children()):
             _finish(lines)
-            why = "a layer of torch.nn" if type(module).__module__.startswith("torch.nn") else "calls no op of torchsmith"
+            why = (
+                "a layer of torch.nn" if type(module).__module__.startswith("torch.nn") else "calls no op of torchsmith"
+            )
             lines.append(Line(name, type(module).__name__, "", _shapes(args), "torch", why, {}))
 
-    for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
+    named = list(model.named_modules()) if isinstance(model, nn.Module) else []
+    names = {id(module): name for name, module in named}
+
+    def together(row: tuple[nn.Module, ...], compute: Callable[[], Any]) -> Any:
+        path.append((names.get(id(row[0]), ""), row[0]))
+        output = compute()
+        path.pop()
+        _finish(lines)
+        for module in row[1:]:
+            with_it = f"in one pass with {names.get(id(row[0]), 'the layer before')}"
+            lines.append(
+                Line(names.get(id(module), ""), type(module).__name__, "", "", lines[-1].implementation, with_it, {})
+            )
+        return output
+
+    for name, module in named:
         handles.append(module.register_forward_pre_hook(lambda m, a, name=name: enter(name, m, a)))
         handles.append(module.register_forward_hook(leave))
+    chains.onlookers.update(handle.id for handle in handles)
+    chains.told = together
     try:
         yield path
     finally:
+        chains.told = None
+        chains.onlookers.difference_update(handle.id for handle in handles)
         for handle in handles:
             handle.remove()
 
@@ -117,7 +146,19 @@ def _shapes(values: Any) -> str:
     return ", ".join(shapes[:3]) + (f", … ({len(shapes)})" if len(shapes) > 3 else "")
 
 
+def _named(line: Any) -> str:
+    return f"{line.layer or '-'} ({line.kind})" if line.kind else "-"
+
+
 def _show(lines: list[Line]) -> None:
+    rows = []
+    for line in lines:
+        measured = ", ".join(f"{name} {us:.4g}" for name, us in line.us.items()) or "-"
+        rows.append((_named(line), line.op or "-", line.shapes, line.implementation, line.reason, measured))
+    _print(("layer", "op", "shapes", "implementation", "why", "measured us"), rows)
+
+
+def _print(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -125,11 +166,8 @@ def _show(lines: list[Line]) -> None:
 
     console = Console()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("layer", "op", "shapes", "implementation", "why", "measured us"):
+    for column in columns:
         table.add_column(column, overflow="fold")
-    for line in lines:
-        measured = ", ".join(f"{name} {us:.4g}" for name, us in line.us.items()) or "-"
-        layer = f"{line.layer or '-'} ({line.kind})" if line.kind else "-"
-        cells = (layer, line.op or "-", line.shapes, line.implementation, line.reason, measured)
+    for cells in rows:
         table.add_row(*map(Text, cells))
     (console if console.is_terminal else Console(width=160)).print(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import GRU, RNN, Conv2d, GRUCell, Linear, MaxPool2d, RNNCell
+from torch.nn import GRU, RNN, Conv2d, GRUCell, Linear, MaxPool2d, RNNCell, Sequential
 
 from .nn import PoolArguments
 
@@ -19,6 +19,7 @@ __all__ = [
     "LinearReLU",
     "MaxPool2d",
     "RNNCell",
+    "Sequential",
 ]
 
 

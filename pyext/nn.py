@@ -1,7 +1,7 @@
 """Modules on torchsmith's ops: the constructors, attributes, initialisation and state_dict of torch.nn's.
 
 ``Conv2dReLU``, ``Conv2dReLUMaxPool2d`` and ``LinearReLU`` are the fused forms; their parameters are those of Conv2d and
-Linear. The same names on plain torch.nn: :mod:`torchsmith.native_nn`.
+Linear. ``Sequential`` fuses what stands in a row in it. The same names on plain torch.nn: :mod:`torchsmith.native_nn`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import ops
+from . import chains, ops
 
 __all__ = [
     "GRU",
@@ -24,6 +24,7 @@ __all__ = [
     "LinearReLU",
     "MaxPool2d",
     "RNNCell",
+    "Sequential",
 ]
 
 
@@ -36,10 +37,13 @@ class Conv2d(nn.Conv2d):
         return {}
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return self._run(self._op, input, weight, bias, **self._pooling())
+
+    def _run(self, op, input: Tensor, weight: Tensor, bias: Tensor | None, **pooling) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        return self._op(input, weight, bias, self.stride, padding, self.dilation, self.groups, **self._pooling())
+        return op(input, weight, bias, self.stride, padding, self.dilation, self.groups, **pooling)
 
 
 class Conv2dReLU(Conv2d):
@@ -172,3 +176,23 @@ class GRU(nn.GRU):
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None):
         return _sequence(self, ops.gru, input, hx)
+
+
+class Sequential(nn.Sequential):
+    """:class:`torch.nn.Sequential` that runs ``Conv2d -> ReLU``, ``Conv2d -> ReLU -> MaxPool2d``, ``Conv2d -> MaxPool2d ->
+    ReLU`` and ``Linear -> ReLU`` in one pass each, where the first is a layer of this module.
+
+    What stands in a row is looked up in every call: layers can be replaced, sliced or appended, and a layer with hooks runs
+    by itself, so that they see what they would see in torch.nn's.
+    """
+
+    def forward(self, input):
+        layers = (*self._modules.values(),)
+        at = 0
+        while at < len(layers):
+            row = chains.row(layers, at)
+            if row is None:
+                input, at = layers[at](input), at + 1
+            else:
+                input, at = chains.run(input, layers[at], row.relu, row.pool, row.pool_first), at + row.count
+        return input
