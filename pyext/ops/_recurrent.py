@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..autograd import applier, differentiable_gradients, records, wants_graph
+from ..autograd import applier, differentiable_gradients, records, transforms, wants_graph
 from ..dispatch import KNOWN, allow_tf32, autocast, direct, native_wins, recurrent_tf32, use_kernel
 from ..spec import fake, kernel, like
+from . import _recurrent_func as func
 from ._checks import same_device
 
 
@@ -68,10 +69,16 @@ def cell(row: Recurrent, input: Tensor, hx: Tensor, w_ih, w_hh, b_ih, b_hh, relu
     input, hx, w_ih, w_hh, b_ih, b_hh = tensors = autocast(input, hx, w_ih, w_hh, b_ih, b_hh)
     _check_cell(row, *tensors)
     if not use_kernel(name, input, "one bias of two" if (b_ih is None) != (b_hh is None) else slower):
+        if transforms() - _GRAD:  # native's cells have no batching rule
+            return func.cell(row.gates, relu, *tensors)
         return row.native_cell(relu)(*tensors)
     if records(*tensors):
         return _Cell.apply(row, relu, *tensors)
     return row.cell_forward(*tensors, relu, False)[0]
+
+
+#: The transforms in which native's recurrent ops work as they are.
+_GRAD = frozenset({"Grad", "Jvp"})
 
 
 def _check_cell(row: Recurrent, input, hx, w_ih, w_hh, b_ih, b_hh) -> None:
@@ -141,6 +148,10 @@ _apply_cell = applier(_Cell)
 # ------------------------------------------------------------------------------------------------------------ sequences
 
 
+#: The transforms in which a sequence runs on our kernels: _recurrent_func.py.
+_RULES = frozenset({"Vmap", "Grad"})
+
+
 def sequence(
     row: Recurrent,
     input: Tensor | PackedSequence,
@@ -180,11 +191,19 @@ def sequence(
     _check_sequence(row.name, data, hx, weights, packed is not None, expected)
     flags = (bidirectional, bias, relu)
     rows_shape = (*data.shape[:-1], directions * hidden)
-    if not use_kernel(row.name, data, slower):
+    around = transforms()
+    computes = use_kernel(row.name, data, slower, rules=_RULES)
+    if not computes and around <= _GRAD:
         output, hn = _native(row, data, hx, weights, batch_sizes, flags, layers, dropout, training)
     else:
-        masks = _dropout_masks(data, layers, rows_shape, dropout) if training and dropout and layers > 1 else None
-        if records(data, hx, *weights):
+        masks = None
+        if training and dropout and layers > 1:
+            draw = func.masks_for_each if around - _GRAD else _dropout_masks
+            masks = draw(data, layers, rows_shape, dropout)
+        if around:
+            compute = func.apply if computes else func.stack
+            output, hn = compute(row, flags, masks, batch_sizes, data, hx, weights)
+        elif records(data, hx, *weights):
             output, hn = _Sequence.apply(row, flags, masks, batch_sizes, data, hx, *weights)
         else:
             output, hn, _ = row.forward(data, hx, weights, masks, batch_sizes, *flags, False, recurrent_tf32(data))
