@@ -293,15 +293,26 @@ class _Sequence(torch.autograd.Function):
         need = ctx.needs_input_grad[4:]
         if gy is None and ghn is None:
             return (None,) * (4 + len(need))
+
+        def by_reference():
+            compute = func.stack if transforms() else _masked_reference
+            return *(None,) * 4, *differentiable_gradients(
+                lambda data, hx, *w: compute(ctx.row, ctx.flags, masks, batch_sizes, data, hx, w),
+                inputs, (gy, ghn), need,
+            )  # fmt: skip
+
         if wants_graph():
-
-            def reference(data, hx, *weights):
-                return _masked_reference(ctx.row, ctx.flags, masks, batch_sizes, data, hx, weights)
-
-            return *(None,) * 4, *differentiable_gradients(reference, inputs, (gy, ghn), need)
+            return by_reference()
         data, hx, *weights = inputs
         needed = (need[0], any(need[2:]), recurrent_tf32(data))
-        gx, ghx, gw = ctx.row.backward(gy, ghn, data, hx, weights, masks, batch_sizes, y, reserve, *ctx.flags, *needed)
+        try:
+            gx, ghx, gw = ctx.row.backward(
+                gy, ghn, data, hx, weights, masks, batch_sizes, y, reserve, *ctx.flags, *needed
+            )
+        except RuntimeError as error:  # is_grads_batched, whose batches nothing but their failure shows
+            if "Batching rule not implemented" not in str(error):
+                raise
+            return by_reference()
         grads = (gx, ghx, *(gw or [None] * len(weights)))
         return *(None,) * 4, *(g if n else None for g, n in zip(grads, need, strict=True))
 

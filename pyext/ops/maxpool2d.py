@@ -180,8 +180,9 @@ class _MaxPool2d(torch.autograd.Function):
         (position,) = ctx.saved_tensors
         if wants_graph():  # linear in grad: each window's gradient goes to its cell
             n, c, h, w = ctx.input_size
-            indices = _indices(position, w, *ctx.geometry[:4]).flatten(2)
-            dx = grad.new_zeros(n, c, h * w).scatter_add(2, indices, grad.flatten(2)).view(n, c, h, w)
+            indices = _indices(position, w, *ctx.geometry[:4]).reshape(n, c, -1)
+            # Its shape by hand: a batch of gradients (is_grads_batched) knows no flatten.
+            dx = grad.new_zeros(n, c, h * w).scatter_add(2, indices, grad.reshape(n, c, -1)).view(n, c, h, w)
         else:
             dx = _backward(grad, position, ctx.input_size, *ctx.geometry)
         return dx, *(None,) * 5
