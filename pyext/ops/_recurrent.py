@@ -66,7 +66,7 @@ def cell(row: Recurrent, input: Tensor, hx: Tensor, w_ih, w_hh, b_ih, b_hh, relu
             return row.cell_forward(input, hx, w_ih, w_hh, b_ih, b_hh, relu, False)[0]
         except RuntimeError:
             pass  # said in words, or computed by ATen, below
-    input, hx, w_ih, w_hh, b_ih, b_hh = tensors = autocast(input, hx, w_ih, w_hh, b_ih, b_hh)
+    input, hx, w_ih, w_hh, b_ih, b_hh = tensors = _autocast(row, input, hx, w_ih, w_hh, b_ih, b_hh)
     _check_cell(row, *tensors)
     if not use_kernel(name, input, "one bias of two" if (b_ih is None) != (b_hh is None) else slower):
         if transforms() - _GRAD:  # native's cells have no batching rule
@@ -75,6 +75,19 @@ def cell(row: Recurrent, input: Tensor, hx: Tensor, w_ih, w_hh, b_ih, b_hh, relu
     if records(*tensors):
         return _Cell.apply(row, relu, *tensors)
     return row.cell_forward(*tensors, relu, False)[0]
+
+
+def _autocast(row: Recurrent, input: Tensor, hx: Tensor, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors as native would have them under torch.autocast.
+
+    On the CPU a gru's state keeps its own dtype there: only the products are of 16 bits, and what is added to the state
+    is promoted. For a float32 state ours computes all of it in float32.
+    """
+    if row.gates == 3 and input.is_cpu and torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu"):
+        dtype = torch.promote_types(torch.get_autocast_dtype("cpu"), hx.dtype)
+        if dtype == torch.float32:
+            return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (input, hx, *weights))
+    return autocast(input, hx, *weights)
 
 
 #: The transforms in which native's recurrent ops work as they are.
@@ -187,7 +200,7 @@ def sequence(
     expected = (layers * directions, batch, hidden)
     if hx is None:
         hx = data.new_zeros(expected)
-    data, hx, *weights = autocast(data, hx, *weights)
+    data, hx, *weights = _autocast(row, data, hx, *weights)
     _check_sequence(row.name, data, hx, weights, packed is not None, expected)
     flags = (bidirectional, bias, relu)
     rows_shape = (*data.shape[:-1], directions * hidden)
