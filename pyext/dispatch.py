@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from . import triton_backend
-from .autograd import forward_mode, transforms
 from ._library import CUDA_KERNELS
+from .autograd import forward_mode, transforms
 
 __all__ = ["BACKENDS", "Decision", "backend", "explain"]
 

@@ -125,7 +125,9 @@ def test_checkpoint(name, reentrant):
 
 def test_checkpoint_of_a_stack():
     torch.manual_seed(0)
-    model = plain.Sequential(nn.Conv2dReLU(1, 4, 3), nn.MaxPool2d(2), plain.Flatten(), nn.LinearReLU(36, 8), nn.Linear(8, 2))
+    model = plain.Sequential(
+        nn.Conv2dReLU(1, 4, 3), nn.MaxPool2d(2), plain.Flatten(), nn.LinearReLU(36, 8), nn.Linear(8, 2)
+    )
     x = torch.randn(3, 1, 8, 8, requires_grad=True)
     model(x).square().sum().backward()
     expected = [x.grad, *(p.grad for p in model.parameters())]
@@ -142,7 +144,9 @@ def test_saved_tensors_go_through_hooks(name):
     module, x = made(name)
     wanted = [x, *module.parameters()]
     expected = torch.autograd.grad(total(module(x)), wanted)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (t.dtype, t.numpy(force=True).copy()), lambda p: torch.from_numpy(p[1]).to(p[0])):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: (t.dtype, t.numpy(force=True).copy()), lambda p: torch.from_numpy(p[1]).to(p[0])
+    ):
         loss = total(module(x))
     for a, b in zip(expected, torch.autograd.grad(loss, wanted), strict=True):
         assert torch.equal(a, b)

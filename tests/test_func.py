@@ -1,18 +1,16 @@
 """torch.func's transforms and what else differentiates in unusual ways, on every module, against torch.nn's."""
 
+from functools import partial
+
 import pytest
 import torch
-import torch.nn.functional as F
 from compare import compare
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.checkpoint import checkpoint
 
-import torchsmith
 from torchsmith import native_nn, nn
-from torchsmith.dispatch import backend, explain
 
 #: name: (module, arguments, keywords, shapes of one sample's inputs: a batch of two, or one without a batch)
 MODULES = {
@@ -69,11 +67,16 @@ class Case:
 
     def loss(self, parameters, *inputs):
         # The second output weighs in differently, so that each gradient has its own path.
-        return sum((i + 1) * (o * o).sum() + (o * o * o).mean() for i, o in enumerate(self.forward(parameters, *inputs)))
+        return sum(
+            (i + 1) * (o * o).sum() + (o * o * o).mean() for i, o in enumerate(self.forward(parameters, *inputs))
+        )
 
 
 def three(name, **keywords):
-    return [Case(name, lib, dtype, **keywords) for lib, dtype in ((nn, torch.float32), (native_nn, torch.float32), (native_nn, torch.float64))]
+    return [
+        Case(name, lib, dtype, **keywords)
+        for lib, dtype in ((nn, torch.float32), (native_nn, torch.float32), (native_nn, torch.float64))
+    ]
 
 
 def same(found, native, exact):
@@ -96,7 +99,7 @@ def one_by_one(function, *mapped):
 def test_vmap(name):
     ours, *others = three(name)
     found = vmap(lambda *x: ours.forward(ours.parameters, *x))(*ours.inputs(COUNT))
-    same(found, *(one_by_one(lambda *x: c.forward(c.parameters, *x), *c.inputs(COUNT)) for c in others))
+    same(found, *(one_by_one(partial(c.forward, c.parameters), *c.inputs(COUNT)) for c in others))
 
 
 @EVERY
@@ -108,7 +111,7 @@ def test_gradients_of_each_sample(name):
         return grad(case.loss, argnums=tuple(range(1 + len(case.shapes))))
 
     found = vmap(gradients(ours), in_dims=(None, *(0 for _ in ours.shapes)))(ours.parameters, *ours.inputs(COUNT))
-    same(found, *(one_by_one(lambda *x: gradients(c)(c.parameters, *x), *c.inputs(COUNT)) for c in others))
+    same(found, *(one_by_one(partial(gradients(c), c.parameters), *c.inputs(COUNT)) for c in others))
 
 
 @EVERY
@@ -205,7 +208,9 @@ def test_jacobians(name, transform):
     for case in three(name):
         function = case.loss if second else case.forward
         last = len(case.shapes)
-        found.append(transform(function, argnums=(0, last) if case.parameters else (last,))(case.parameters, *case.inputs()))
+        found.append(
+            transform(function, argnums=(0, last) if case.parameters else (last,))(case.parameters, *case.inputs())
+        )
     same(*found)
 
 
@@ -229,8 +234,12 @@ def test_forward_mode(name):
             outputs = function(*(forward_ad.make_dual(x, d) for x, d in zip(inputs, directions, strict=True)))
             results.append([forward_ad.unpack_dual(o).tangent for o in outputs])
         stacked = torch.stack([directions[0], directions[0] * 2, -directions[0]])
-        mapped = vmap if isinstance(case.module, OURS) else lambda f: lambda *x: one_by_one(f, *x)  # native has no rule
-        results.append(mapped(lambda d, x=inputs, f=function: jvp(f, x, (d, *directions[1:]))[1])(stacked))
+
+        def along(direction, x=inputs, f=function, others=directions[1:]):
+            return jvp(f, x, (direction, *others))[1]
+
+        # Native has no rule for it.
+        results.append(vmap(along)(stacked) if isinstance(case.module, OURS) else one_by_one(along, stacked))
         found.append(results)
     same(*found)
 
@@ -307,3 +316,20 @@ def test_packed_sequences(name):
             jacobian = torch.autograd.functional.jacobian(function, arguments)
             found.append((each[0], jacobian, tree_map(lambda *t: torch.stack(t), *each)))
     same(*found)
+
+
+def test_explain_says_why():
+    """A sequence keeps its kernel under vmap and grad; what ATen does cheaper, and forward mode, are its own."""
+    x = torch.randn(3, 4, 2, 5)
+    gru, linear = nn.GRU(5, 3), nn.Linear(5, 3)
+    vmap(gru)(x)
+    assert explain().implementation == "cpp" and explain().op == "gru"
+    grad(lambda x: gru(x)[0].sum())(x[0])
+    assert explain().implementation == "cpp"
+    jvp(lambda x: gru(x)[0], (x[0],), (x[0],))
+    assert explain().implementation == "torch" and "forward-mode" in explain().reason
+    vmap(linear)(x)
+    assert explain().implementation == "torch" and "inside a torch.func transform" in explain().reason
+    with backend("torch"):  # also without our kernels, where native has no rule
+        torch.testing.assert_close(vmap(lambda x: gru(x)[0])(x)[1], gru(x[1])[0])
+        assert 'backend("torch")' in explain().reason

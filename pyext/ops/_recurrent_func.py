@@ -107,9 +107,7 @@ def _whole(hidden: Tensor, gates: Tensor) -> Tensor:
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(row, flags, batch_sizes, masks, data, hx, *weights):
-        y, hn, reserve = row.forward(
-            data, hx, list(weights), masks, batch_sizes, *flags, True, recurrent_tf32(data)
-        )
+        y, hn, reserve = row.forward(data, hx, list(weights), masks, batch_sizes, *flags, True, recurrent_tf32(data))
         return y, hn, *_parts(row, flags, data, hx, reserve)
 
     @staticmethod
@@ -255,7 +253,9 @@ def _by_reference(row, flags, batch_sizes, masks, data, hx, weights, gy, ghn, ne
 
 def _pull(function, inputs, grads, need) -> list[Tensor | None]:
     """The gradients of those ``inputs`` that need them, None for the others; outputs without a gradient are left out."""
-    return differentiable_gradients(function, inputs, grads, [n and t is not None for n, t in zip(need, inputs, strict=True)])
+    return differentiable_gradients(
+        function, inputs, grads, [n and t is not None for n, t in zip(need, inputs, strict=True)]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- vmap rules
