@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from torchsmith import native_nn, nn
+from torchsmith.dispatch import backend, explain
 
 #: name: (module, arguments, keywords, shapes of one sample's inputs: a batch of two, or one without a batch)
 MODULES = {
@@ -88,7 +89,7 @@ def same(found, native, exact):
 
 def one_by_one(function, *mapped):
     """What vmap means: a call for each sample, the results stacked."""
-    results = [function(*tree_map(lambda t: t[i], mapped)) for i in range(COUNT)]
+    results = [function(*tree_map(lambda t, i=i: t[i], mapped)) for i in range(COUNT)]
     return tree_map(lambda *each: torch.stack(each), *results)
 
 
