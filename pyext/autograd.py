@@ -1,4 +1,4 @@
-"""What the ops' ``torch.autograd.Function`` share: when to record a graph, and gradients of gradients."""
+"""What the ops' ``torch.autograd.Function`` share: when to record a graph, gradients of gradients, torch.func transforms."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["applier", "differentiable_gradients", "records", "wants_graph"]
+__all__ = ["applier", "differentiable_gradients", "forward_mode", "records", "transforms", "wants_graph"]
 
 
 def records(*tensors: torch.Tensor | None) -> bool:
@@ -20,9 +20,32 @@ def applier(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     return super(torch.autograd.Function, function).apply
 
 
+def forward_mode() -> bool:
+    """Whether forward-mode differentiation is on, by torch.func.jvp or torch.autograd.forward_ad."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
+def transforms() -> frozenset[str]:
+    """The kinds of torch.func transforms around this call: "Vmap", "Grad", "Jvp", ...; "unknown" where torch hides them.
+
+    Empty while a call is traced: the tracer deals with its transforms.
+    """
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return frozenset()
+    try:
+        return frozenset(level.key().name for level in torch._C._functorch.get_interpreter_stack())
+    except (AttributeError, TypeError):
+        return frozenset({"unknown"})
+
+
 def wants_graph() -> bool:
-    """Whether a backward pass is itself being recorded (``create_graph=True``)."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether a backward pass is itself being differentiated or batched, and so has to be made of ATen's ops.
+
+    That is under ``create_graph=True``, with gradients that carry tangents, and with batched ones (``is_grads_batched``).
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or forward_mode() or torch._C._are_functorch_transforms_active()
 
 
 def differentiable_gradients(
@@ -36,6 +59,11 @@ def differentiable_gradients(
     The kernels give first derivatives. Where a graph of the backward pass is wanted, the op is computed again by its
     reference in plain torch ops, whose derivatives of every order autograd knows.
     """
+    if not any(needed) or all(g is None for g in grads):
+        return [None] * len(inputs)
+    if torch._C._are_functorch_transforms_active():
+        return _pulled_back(reference, inputs, grads, needed)
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # An alias for each argument: the same tensor given twice gets a gradient for each place.
         aliases = [
@@ -47,11 +75,25 @@ def differentiable_gradients(
             outputs = (outputs,)
         pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
         wanted = [a for a, need in zip(aliases, needed, strict=True) if need]
-        if not pairs or not wanted:
+        if not pairs:
             return [None] * len(inputs)
         found = iter(
             torch.autograd.grad(
-                [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True, allow_unused=True
+                [o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=create_graph, allow_unused=True
             )
         )
+    return [next(found) if need else None for need in needed]
+
+
+def _pulled_back(reference, inputs, grads, needed) -> list[torch.Tensor | None]:
+    """The same by torch.func.vjp, which nests in every transform; leaves cannot be marked inside of one."""
+
+    def function(*wanted):
+        given = iter(wanted)
+        outputs = reference(*(next(given) if need else t for t, need in zip(inputs, needed, strict=True)))
+        outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+        return tuple(o for o, g in zip(outputs, grads, strict=True) if g is not None)
+
+    _, pull = torch.func.vjp(function, *(t for t, need in zip(inputs, needed, strict=True) if need))
+    found = iter(pull(tuple(g for g in grads if g is not None)))
     return [next(found) if need else None for need in needed]

@@ -17,6 +17,7 @@ import torch
 
 from . import triton_backend
 from ._library import CUDA_KERNELS
+from .autograd import forward_mode, transforms
 
 __all__ = ["BACKENDS", "Decision", "backend", "explain"]
 
@@ -192,15 +193,16 @@ def leave(op: str, reason: str) -> None:
     _remember(op, "torch", reason)
 
 
-def use_kernel(op: str, input: torch.Tensor, unfit: str = "") -> bool:
+def use_kernel(op: str, input: torch.Tensor, unfit: str = "", rules: frozenset[str] = frozenset()) -> bool:
     """Whether a kernel of ours computes this call; records the decision for :func:`explain`.
 
-    ``unfit`` is the op's own reason to leave the call to ATen, empty if it has none.
+    ``unfit`` is the op's own reason to leave the call to ATen, empty if it has none; ``rules`` are the kinds of
+    torch.func transforms that the op has rules for.
     """
     if torch.compiler.is_compiling():  # traced once: nothing to record, and functorch's own state is torch's business
         fits = input.dtype in KERNEL_DTYPES and _device_has_kernels(op, input.device.type)
         return not unfit and chosen(op) != "torch" and fits
-    reason = unfit or _why_not(op, input)
+    reason = unfit or _why_not(op, input, rules)
     kernel = f"{input.device.type} kernel for {input.dtype}"
     if chosen(op) == "triton":
         other = triton_backend.computes(_kernels[op], input)
@@ -212,7 +214,7 @@ def use_kernel(op: str, input: torch.Tensor, unfit: str = "") -> bool:
     return not reason
 
 
-def _why_not(op: str, input: torch.Tensor) -> str:
+def _why_not(op: str, input: torch.Tensor, rules: frozenset[str]) -> str:
     if chosen(op) == "torch":
         return 'backend("torch") is set'
     if input.dtype not in KERNEL_DTYPES:
@@ -221,10 +223,10 @@ def _why_not(op: str, input: torch.Tensor) -> str:
         return f"no kernel for device {input.device.type}"
     if input.layout != torch.strided:
         return f"no kernel for layout {input.layout}"
-    if torch._C._are_functorch_transforms_active():
-        return "inside a torch.func transform"
-    if torch.autograd.forward_ad._current_level >= 0:
+    if forward_mode():
         return "forward-mode differentiation is on"
+    if transforms() - rules:
+        return "inside a torch.func transform, where ATen's op costs less than a kernel with rules in Python"
     return ""
 
 

@@ -146,7 +146,9 @@ def _sequence(module: nn.RNNBase, op, input, hx: Tensor | None, **extra):
         if hx is not None and hx.dim() != input.dim():
             kind = "batched 3-D" if input.dim() == 3 else "unbatched 2-D"
             raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
-    weight = module._flat_weights[0]
+    # By name: functional_call and parametrizations put others in the place of the tensors in _flat_weights.
+    weights = [getattr(module, name) for name in module._flat_weights_names]
+    weight = weights[0]
     if data.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
         raise ValueError(
             f"RNN input dtype ({data.dtype}) does not match weight dtype ({weight.dtype}). Convert input: "
@@ -155,7 +157,7 @@ def _sequence(module: nn.RNNBase, op, input, hx: Tensor | None, **extra):
     return op(
         input,
         hx,
-        module._flat_weights,
+        weights,
         bidirectional=module.bidirectional,
         batch_first=module.batch_first,
         dropout=module.dropout,

@@ -188,7 +188,7 @@ ERRORS = (
     _error("padding negative", "negative padding is not supported", padding=-1),
     _error("padding string", "Invalid padding string: 'some'", padding="some"),
     _error("same with stride", "padding='same' is not supported for strided convolutions", padding="same", stride=2),
-    _error("dilation 0", "non-positive dilation is not supported", dilation=0),
+    _error("dilation 0", "dilation should be greater than zero", dilation=0),
     _error("groups 0", "non-positive groups is not supported", groups=0),
     _error("groups", "Given groups=2, weight of size", groups=2),
     _error(

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from ..autograd import applier, differentiable_gradients, records, wants_graph
+from ..autograd import applier, differentiable_gradients, records, transforms, wants_graph
 from ..dispatch import KNOWN, allow_tf32, autocast, direct, native_wins, recurrent_tf32, use_kernel
 from ..spec import fake, kernel, like
+from . import _recurrent_func as func
 from ._checks import same_device
 
 
@@ -65,13 +66,32 @@ def cell(row: Recurrent, input: Tensor, hx: Tensor, w_ih, w_hh, b_ih, b_hh, relu
             return row.cell_forward(input, hx, w_ih, w_hh, b_ih, b_hh, relu, False)[0]
         except RuntimeError:
             pass  # said in words, or computed by ATen, below
-    input, hx, w_ih, w_hh, b_ih, b_hh = tensors = autocast(input, hx, w_ih, w_hh, b_ih, b_hh)
+    input, hx, w_ih, w_hh, b_ih, b_hh = tensors = _autocast(row, input, hx, w_ih, w_hh, b_ih, b_hh)
     _check_cell(row, *tensors)
     if not use_kernel(name, input, "one bias of two" if (b_ih is None) != (b_hh is None) else slower):
+        if transforms() - _GRAD:  # native's cells have no batching rule
+            return func.cell(row.gates, relu, *tensors)
         return row.native_cell(relu)(*tensors)
     if records(*tensors):
         return _Cell.apply(row, relu, *tensors)
     return row.cell_forward(*tensors, relu, False)[0]
+
+
+def _autocast(row: Recurrent, input: Tensor, hx: Tensor, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors as native would have them under torch.autocast.
+
+    On the CPU a gru's state keeps its own dtype there: only the products are of 16 bits, and what is added to the state
+    is promoted. For a float32 state ours computes all of it in float32.
+    """
+    if row.gates == 3 and input.is_cpu and torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu"):
+        dtype = torch.promote_types(torch.get_autocast_dtype("cpu"), hx.dtype)
+        if dtype == torch.float32:
+            return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (input, hx, *weights))
+    return autocast(input, hx, *weights)
+
+
+#: The transforms in which native's recurrent ops work as they are.
+_GRAD = frozenset({"Grad", "Jvp"})
 
 
 def _check_cell(row: Recurrent, input, hx, w_ih, w_hh, b_ih, b_hh) -> None:
@@ -141,6 +161,10 @@ _apply_cell = applier(_Cell)
 # ------------------------------------------------------------------------------------------------------------ sequences
 
 
+#: The transforms in which a sequence runs on our kernels: _recurrent_func.py.
+_RULES = frozenset({"Vmap", "Grad"})
+
+
 def sequence(
     row: Recurrent,
     input: Tensor | PackedSequence,
@@ -176,15 +200,23 @@ def sequence(
     expected = (layers * directions, batch, hidden)
     if hx is None:
         hx = data.new_zeros(expected)
-    data, hx, *weights = autocast(data, hx, *weights)
+    data, hx, *weights = _autocast(row, data, hx, *weights)
     _check_sequence(row.name, data, hx, weights, packed is not None, expected)
     flags = (bidirectional, bias, relu)
     rows_shape = (*data.shape[:-1], directions * hidden)
-    if not use_kernel(row.name, data, slower):
+    around = transforms()
+    computes = use_kernel(row.name, data, slower, rules=_RULES)
+    if not computes and around <= _GRAD:
         output, hn = _native(row, data, hx, weights, batch_sizes, flags, layers, dropout, training)
     else:
-        masks = _dropout_masks(data, layers, rows_shape, dropout) if training and dropout and layers > 1 else None
-        if records(data, hx, *weights):
+        masks = None
+        if training and dropout and layers > 1:
+            draw = func.masks_for_each if around - _GRAD else _dropout_masks
+            masks = draw(data, layers, rows_shape, dropout)
+        if around:
+            compute = func.apply if computes else func.stack
+            output, hn = compute(row, flags, masks, batch_sizes, data, hx, weights)
+        elif records(data, hx, *weights):
             output, hn = _Sequence.apply(row, flags, masks, batch_sizes, data, hx, *weights)
         else:
             output, hn, _ = row.forward(data, hx, weights, masks, batch_sizes, *flags, False, recurrent_tf32(data))
@@ -274,15 +306,26 @@ class _Sequence(torch.autograd.Function):
         need = ctx.needs_input_grad[4:]
         if gy is None and ghn is None:
             return (None,) * (4 + len(need))
+
+        def by_reference():
+            compute = func.stack if transforms() else _masked_reference
+            return *(None,) * 4, *differentiable_gradients(
+                lambda data, hx, *w: compute(ctx.row, ctx.flags, masks, batch_sizes, data, hx, w),
+                inputs, (gy, ghn), need,
+            )  # fmt: skip
+
         if wants_graph():
-
-            def reference(data, hx, *weights):
-                return _masked_reference(ctx.row, ctx.flags, masks, batch_sizes, data, hx, weights)
-
-            return *(None,) * 4, *differentiable_gradients(reference, inputs, (gy, ghn), need)
+            return by_reference()
         data, hx, *weights = inputs
         needed = (need[0], any(need[2:]), recurrent_tf32(data))
-        gx, ghx, gw = ctx.row.backward(gy, ghn, data, hx, weights, masks, batch_sizes, y, reserve, *ctx.flags, *needed)
+        try:
+            gx, ghx, gw = ctx.row.backward(
+                gy, ghn, data, hx, weights, masks, batch_sizes, y, reserve, *ctx.flags, *needed
+            )
+        except RuntimeError as error:  # is_grads_batched, whose batches nothing but their failure shows
+            if "Batching rule not implemented" not in str(error):
+                raise
+            return by_reference()
         grads = (gx, ghx, *(gw or [None] * len(weights)))
         return *(None,) * 4, *(g if n else None for g, n in zip(grads, need, strict=True))
 

@@ -132,8 +132,10 @@ def _copied_layout(name, input, groups) -> str:
 
 def _checked(name, input, weight, bias, stride, padding, dilation, groups, relu, pool, slower):
     input, weight, bias = autocast(input, weight, bias)
-    _check_tensors(name, input, weight, bias, groups)
+    _check_dimensions(name, input, weight)
     stride, dilation = pair(name, "stride", stride), pair(name, "dilation", dilation)
+    _check_ranges(name, stride, dilation, pair(name, "padding", padding) if not isinstance(padding, str) else (0, 0))
+    _check_tensors(name, input, weight, bias, groups)
     padding = _padding(name, padding, weight, stride, dilation)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     size = _check_sizes(name, batched, weight, stride, padding, dilation)
@@ -160,7 +162,7 @@ def _reference(input, weight, bias, stride, padding, dilation, groups, relu, poo
     return F.max_pool2d(y, pool[:2], pool[2:4], pool[4:]) if pool else y
 
 
-def _check_tensors(name, input, weight, bias, groups):
+def _check_dimensions(name, input, weight):
     if input.dim() not in (3, 4):
         raise RuntimeError(
             f"{name}: Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: "
@@ -168,8 +170,26 @@ def _check_tensors(name, input, weight, bias, groups):
         )
     if weight.dim() != 4:
         raise RuntimeError(
-            f"{name}: weight needs 4 dimensions (K, C / groups, KH, KW), but got weight of size {list(weight.shape)}"
+            f"{name}: Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight "
+            f"{list(weight.shape)}, but got input of size {list(input.shape)}: weight needs 4 dimensions "
+            "(K, C / groups, KH, KW)"
         )
+
+
+def _check_ranges(name, stride, dilation, padding):
+    """ATen's order: before what the tensors' sizes say of each other."""
+    for what, values, least, wrong in (
+        ("stride", stride, 1, "non-positive stride is not supported"),
+        ("padding", padding, 0, "negative padding is not supported"),
+        ("dilation", dilation, 1, "dilation should be greater than zero"),
+    ):
+        if min(values) < least:
+            raise RuntimeError(f"{name}: {wrong}, got {what}={list(values)}")
+        if max(values) > _INT_MAX:
+            raise RuntimeError(f"{name}: {what}={list(values)} is too large: at most {_INT_MAX}")
+
+
+def _check_tensors(name, input, weight, bias, groups):
     if not isinstance(groups, int) or isinstance(groups, bool):
         raise TypeError(f"{name}: argument 'groups' must be int, not {type(groups).__name__}")
     if groups <= 0:
@@ -216,14 +236,6 @@ def _padding(name, padding, weight, stride, dilation) -> tuple[int, int, int, in
 
 def _check_sizes(name, input, weight, stride, padding, dilation) -> tuple[int, int]:
     """The output's height and width."""
-    for what, values, least in (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)):
-        if min(values) < least:
-            raise RuntimeError(
-                f"{name}: {'negative' if least == 0 else 'non-positive'} {what} is not supported, got "
-                f"{what}={list(values)}"
-            )
-        if max(values) > _INT_MAX:
-            raise RuntimeError(f"{name}: {what}={list(values)} is too large: at most {_INT_MAX}")
     height, width = input.shape[2:]
     if (height == 0 or width == 0) and input.shape[0] and input.shape[1]:
         raise RuntimeError(
@@ -276,6 +288,7 @@ def _laid_out(t: Tensor, channels_last: bool) -> Tensor:
 
 @fake("conv2d_forward")
 def _(input, weight, bias, stride, padding, dilation, groups, relu, pool, allow_tf32=False):
+    _check_ranges("conv2d", stride, dilation, padding)
     height, width = _check_sizes("conv2d", input, weight, stride, padding, dilation)
     if pool:
         height, width = output_size(

@@ -76,6 +76,7 @@ def _checked(input, kernel_size, stride, padding, dilation, ceil_mode, return_in
         raise RuntimeError(
             f"{name}: non-empty 3D or 4D (batch mode) tensor expected for input, got {list(input.shape)}"
         )
+    check_window(name, kernel_size, stride, padding, dilation)
     if 0 in input.shape[-3:]:
         raise RuntimeError(
             f"{name}: Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got:"
@@ -106,10 +107,8 @@ def _pair(what: str, value) -> tuple[int, int]:
     return values[0], values[-1]
 
 
-def output_size(
-    name: str, plane: Sequence[int], kernel_size, stride, padding, dilation, ceil_mode: bool
-) -> tuple[int, int]:
-    """Checks the parameters against a ``(C, H, W)`` plane; returns the output's height and width."""
+def check_window(name: str, kernel_size, stride, padding, dilation) -> None:
+    """Checks what needs no plane, and which ATen, too, checks first."""
     if min(kernel_size) <= 0:
         raise RuntimeError(
             f"{name}: stride should not be zero and kernel_size should be greater than zero, got "
@@ -129,13 +128,21 @@ def output_size(
             f"{name}: value cannot be converted to type int without overflow, got kernel_size="
             f"{list(kernel_size)}, stride={list(stride)}, dilation={list(dilation)}"
         )
-    out = []
-    for size, k, s, p, d in zip(plane[1:], kernel_size, stride, padding, dilation, strict=True):
+    for k, p, d in zip(kernel_size, padding, dilation, strict=True):
         if p > (d * (k - 1) + 1) // 2:
             raise RuntimeError(
                 f"{name}: pad should be at most half of effective kernel size, but got pad={p}, "
                 f"kernel_size={k} and dilation={d}"
             )
+
+
+def output_size(
+    name: str, plane: Sequence[int], kernel_size, stride, padding, dilation, ceil_mode: bool
+) -> tuple[int, int]:
+    """Checks the parameters against a ``(C, H, W)`` plane; returns the output's height and width."""
+    check_window(name, kernel_size, stride, padding, dilation)
+    out = []
+    for size, k, s, p, d in zip(plane[1:], kernel_size, stride, padding, dilation, strict=True):
         n = (size + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil_mode else 0)) // s + 1
         if ceil_mode and (n - 1) * s >= size + p:
             n -= 1
@@ -180,8 +187,9 @@ class _MaxPool2d(torch.autograd.Function):
         (position,) = ctx.saved_tensors
         if wants_graph():  # linear in grad: each window's gradient goes to its cell
             n, c, h, w = ctx.input_size
-            indices = _indices(position, w, *ctx.geometry[:4]).flatten(2)
-            dx = grad.new_zeros(n, c, h * w).scatter_add(2, indices, grad.flatten(2)).view(n, c, h, w)
+            indices = _indices(position, w, *ctx.geometry[:4]).reshape(n, c, -1)
+            # Its shape by hand: a batch of gradients (is_grads_batched) knows no flatten.
+            dx = grad.new_zeros(n, c, h * w).scatter_add(2, indices, grad.reshape(n, c, -1)).view(n, c, h, w)
         else:
             dx = _backward(grad, position, ctx.input_size, *ctx.geometry)
         return dx, *(None,) * 5

@@ -1,0 +1,466 @@
+"""Modes and surroundings of a module: autocast, gradient scaling, determinism, fake tensors, copies, processes, wrappers."""
+
+import copy
+import inspect
+import io
+import pickle
+import socket
+import sys
+import warnings
+
+import pytest
+import torch
+from compare import compare
+from torch import multiprocessing as mp
+from torch import nn as plain
+from torch.nn.utils import parametrizations, parametrize
+from torch.utils._pytree import tree_leaves, tree_map
+
+from torchsmith import native_nn, nn
+from torchsmith.dispatch import explain
+
+MODULES = {
+    "Conv2d": ((2, 3, 3), {"padding": 1}, (2, 2, 6, 5)),
+    "Conv2dReLU": ((2, 3, 3), {}, (2, 2, 6, 5)),
+    "Conv2dReLUMaxPool2d": ((2, 3, 3), {}, (2, 2, 6, 6)),
+    "MaxPool2d": ((2,), {}, (2, 3, 6, 4)),
+    "Linear": ((5, 3), {}, (2, 5)),
+    "LinearReLU": ((5, 3), {}, (2, 5)),
+    "RNNCell": ((5, 3), {}, (2, 5)),
+    "GRUCell": ((5, 3), {}, (2, 5)),
+    "RNN": ((5, 3), {"num_layers": 2}, (4, 2, 5)),
+    "GRU": ((5, 3), {"num_layers": 2, "bidirectional": True}, (4, 2, 5)),
+}
+EVERY = pytest.mark.parametrize("name", MODULES)
+WEIGHTED = pytest.mark.parametrize("name", [name for name in MODULES if name != "MaxPool2d"])
+
+
+def made(name, library=nn, **keywords):
+    args, own, shape = MODULES[name]
+    torch.manual_seed(0)
+    return getattr(library, name)(*args, **own, **keywords), torch.randn(shape)
+
+
+def total(outputs):
+    return sum((i + 1) * (o.float() * o.float()).sum() for i, o in enumerate(tree_leaves(outputs)))
+
+
+def step(module, x):
+    """Outputs and gradients, as a flat list."""
+    x = x.detach().clone().requires_grad_()
+    outputs = tree_leaves(module(x))
+    return [*outputs, *torch.autograd.grad(total(outputs), [x, *module.parameters()])]
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+
+
+# --------------------------------------------------------------------------------------------------------- autocast
+
+
+@pytest.mark.parametrize("name", ["GRU", "GRUCell"])
+@pytest.mark.parametrize("state", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+def test_autocast_of_a_state(name, state, given):
+    """A gru's dtype on the CPU is the state's, promoted."""
+    dtypes = []
+    for library in (nn, native_nn):
+        module, x = made(name, library)
+        shape = (4, 2, 3) if name == "GRU" else (2, 3)
+        hx = () if state is None else (torch.zeros(shape, dtype=state),)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            dtypes.append([t.dtype for t in tree_leaves(module(x.to(given), *hx))])
+    assert dtypes[0] == dtypes[1]
+
+
+@EVERY
+def test_autocast(name):
+    """bfloat16 on the CPU: dtypes of outputs and gradients are native's, values by the rule."""
+    found = []
+    for library in (nn, native_nn):
+        module, x = made(name, library)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(step(module, x))
+    module, x = made(name, native_nn)
+    for a, b, exact in zip(*found, step(module.double(), x.double()), strict=True):
+        assert a.dtype == b.dtype, (a.dtype, b.dtype)
+        compare(a.bfloat16(), b.bfloat16(), exact)  # float32 leaves, but 16 bits of arithmetic
+    with torch.autocast("cpu", enabled=False):
+        assert tree_leaves(made(name)[0](x))[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("inner", ["vmap", "checkpoint"])
+def test_autocast_around(inner):
+    module, x = made("RNN")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = module(x)[0]
+        if inner == "vmap":
+            found = torch.func.vmap(lambda x: module(x)[0])(torch.stack([x, x]))[1]
+        else:
+            found = torch.utils.checkpoint.checkpoint(module, x.requires_grad_(), use_reentrant=False)[0]
+            found.float().sum().backward()
+            assert module.weight_ih_l0.grad.dtype == torch.float32
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected)
+
+
+def test_grad_scaler():
+    """float16 with a scale: an overflow skips the step and halves the scale, as with native's modules."""
+    histories = []
+    for library in (nn, native_nn):
+        torch.manual_seed(0)
+        model = plain.Sequential(library.Linear(8, 16), plain.Tanh(), library.Linear(16, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24, growth_interval=4)
+        torch.manual_seed(1)
+        history = []
+        for _ in range(24):
+            x = torch.randn(16, 8)
+            with torch.autocast("cpu", dtype=torch.float16):
+                loss = (model(x).float().squeeze(1) - x.sum(1)).square().mean()
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            plain.utils.clip_grad_norm_(model.parameters(), 5.0)
+            scaler.step(optimizer)
+            scaler.update()
+            history.append((scaler.get_scale(), float(loss.detach())))
+        histories.append(history)
+    ours, native = histories
+    assert [scale for scale, _ in ours] == [scale for scale, _ in native]
+    assert min(scale for scale, _ in ours) < 2.0**24, "no overflow was met"
+    assert ours[-1][1] < 0.7 * ours[0][1]
+    torch.testing.assert_close([loss for _, loss in ours], [loss for _, loss in native], rtol=2e-2, atol=2e-2)
+
+
+# ---------------------------------------------------------------------------------------------------------- settings
+
+
+@EVERY
+@pytest.mark.parametrize("setting", ["deterministic", "warn only", "medium", "high"])
+def test_settings_change_nothing_on_the_cpu(name, setting):
+    """Deterministic algorithms are what runs anyway; lower precisions of float32 are for GPUs."""
+    module, x = made(name)
+    expected = step(module, x)
+    before = torch.get_float32_matmul_precision()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            if setting in ("medium", "high"):
+                torch.set_float32_matmul_precision(setting)
+            else:
+                torch.use_deterministic_algorithms(True, warn_only=setting == "warn only")
+            found = [step(module, x) for _ in range(2)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_float32_matmul_precision(before)
+    assert explain().implementation == "cpp"
+    for again in found:
+        assert_same(again, expected)
+
+
+def test_deterministic_also_on_threads():
+    """Sizes at which the work is split; the fill of uninitialised memory, too, leaves the results as they are."""
+    cases = [(nn.Conv2d(8, 16, 3), (16, 8, 30, 30)), (nn.Linear(256, 512), (256, 256)), (nn.GRU(64, 96), (16, 32, 64))]
+    before = torch.get_num_threads()
+    try:
+        for module, shape in cases:
+            x = torch.randn(shape)
+            expected = step(module, x)
+            torch.use_deterministic_algorithms(True)
+            assert torch.utils.deterministic.fill_uninitialized_memory
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                assert_same(step(module, x), expected)
+            torch.use_deterministic_algorithms(False)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("setting", ["inference_mode", "no_grad", "set_grad_enabled"])
+@EVERY
+def test_without_gradients(name, setting):
+    module, x = made(name)
+    expected = tree_leaves(module(x))
+    scope = torch.set_grad_enabled(False) if setting == "set_grad_enabled" else getattr(torch, setting)()
+    with scope:
+        found = tree_leaves(module(x))
+    assert not any(t.requires_grad for t in found)
+    assert_same(found, [t.detach() for t in expected])
+
+
+# ------------------------------------------------------------------------------------------------ tensors without data
+
+
+@EVERY
+def test_meta_and_fake_tensors(name):
+    from torch._subclasses import FakeTensorMode
+
+    module, x = made(name)
+    expected = step(module, x)
+    shapes = [(t.shape, t.dtype, t.stride()) for t in expected]
+    meta = step(copy.deepcopy(module).to("meta"), x.to("meta"))
+    assert all(t.device.type == "meta" for t in meta)
+    assert [(t.shape, t.dtype, t.stride()) for t in meta] == shapes
+    with FakeTensorMode() as mode:
+        args, keywords, shape = MODULES[name]
+        fake = step(getattr(nn, name)(*args, **keywords), torch.randn(shape))
+    assert [(t.shape, t.dtype, t.stride()) for t in fake] == shapes
+    assert all(t.fake_mode is mode for t in fake)
+
+
+@WEIGHTED
+def test_to_empty_and_skip_init(name):
+    module, x = made(name)
+    empty = made(name, device="meta")[0]
+    with pytest.raises(NotImplementedError, match="no data"):
+        empty.to("cpu")
+    filled = empty.to_empty(device="cpu")
+    filled.load_state_dict(module.state_dict())
+    assert_same(step(filled, x), step(module, x))
+    assigned = made(name, device="meta")[0]
+    assigned.load_state_dict(module.state_dict(), assign=True)
+    assert_same(step(assigned, x), step(module, x))
+    if "device" not in inspect.signature(type(module)).parameters:
+        return  # nor does skip_init take torch.nn's RNN and GRU
+    args, keywords, _ = MODULES[name]
+    skipped = plain.utils.skip_init(type(module), *args, **keywords)
+    skipped.load_state_dict(module.state_dict())
+    assert_same(step(skipped, x), step(module, x))
+
+
+# ---------------------------------------------------------------------------------------------- copies and processes
+
+
+@EVERY
+def test_copies_compute_the_same(name):
+    module, x = made(name)
+    expected = step(module, x)
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    loaded = made(name)[0]
+    for p in loaded.parameters():
+        plain.init.zeros_(p)
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    for other in (copy.deepcopy(module), copy.copy(module), pickle.loads(pickle.dumps(module)), loaded):
+        assert type(other) is type(module)
+        assert_same(step(other, x), expected)
+    if list(module.parameters()):  # the deep copy has a life of its own
+        other = copy.deepcopy(module)
+        plain.init.zeros_(next(other.parameters()))
+        assert_same(step(module, x), expected)
+
+
+def _train_in_place(module, x):
+    torch.set_num_threads(1)
+    loss = total(module(x))
+    loss.backward()
+    with torch.no_grad():
+        for p in module.parameters():
+            p -= 0.1 * p.grad
+
+
+def test_shared_memory():
+    """A model in shared memory, trained by another process (Hogwild): its steps arrive here."""
+    model = plain.Sequential(nn.LinearReLU(5, 8), nn.Linear(8, 2))
+    x = torch.randn(4, 5)
+    twin = copy.deepcopy(model)
+    model.share_memory()
+    assert all(p.is_shared() for p in model.parameters())
+    worker = mp.get_context("spawn").Process(target=_train_in_place, args=(model, x))
+    worker.start()
+    worker.join(120)
+    assert worker.exitcode == 0
+    _train_in_place(twin, x)
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+class Features(torch.utils.data.Dataset):
+    """Samples that go through our ops in the worker: a preprocessing network."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.filter = nn.Conv2dReLU(1, 2, 3).requires_grad_(False)
+        self.pool = nn.MaxPool2d(2)
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        torch.manual_seed(index)
+        return self.pool(self.filter(torch.randn(1, 8, 8)))
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_data_loader_workers(start):
+    if start not in mp.get_all_start_methods():
+        pytest.skip(f"no {start} on this platform")
+    data = Features()
+    here = torch.stack([data[i] for i in range(len(data))])  # also: threads of this process exist before the fork
+    nn.Linear(512, 512)(torch.randn(256, 512))
+    loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=2, multiprocessing_context=start)
+    torch.testing.assert_close(torch.cat(list(loader)), here, rtol=0, atol=0)
+
+
+# -------------------------------------------------------------------------------------------------- parametrizations
+
+
+@WEIGHTED
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "orthogonal", "own"])
+def test_parametrizations(name, kind):
+    """Weights that are computed: gradients reach what they are computed from, and it is used in every call."""
+
+    class Scaled(plain.Module):
+        def forward(self, w):
+            return w * 0.5
+
+    found = []
+    for library, dtype in ((nn, torch.float32), (native_nn, torch.float32), (native_nn, torch.float64)):
+        module, x = made(name, library)
+        weights = [n for n, p in list(module.named_parameters()) if n.startswith("weight")]
+        module.eval()  # spectral_norm iterates in training only
+        for weight in weights:
+            torch.manual_seed(1)
+            if kind == "own":
+                parametrize.register_parametrization(module, weight, Scaled())
+            else:
+                getattr(parametrizations, kind)(module, weight)
+        module, x = module.to(dtype), x.to(dtype)
+        results = step(module, x)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+        # RNN and GRU of torch.nn ask for each weight several times a call, and spectral_norm iterates each time.
+        module.train(kind != "spectral_norm" or name not in ("RNN", "GRU"))
+        total(module(x)).backward()
+        optimizer.step()
+        module.eval()
+        results += [t.detach() for t in tree_leaves(module(x))]
+        for weight in weights:
+            parametrize.remove_parametrizations(module, weight)
+        results += [t.detach() for t in tree_leaves(module(x))]
+        found.append(results)
+    for each in zip(*found, strict=True):
+        compare(*each)
+
+
+# -------------------------------------------------------------------------------------------------- several processes
+
+
+class Net(plain.Module):
+    def __init__(self, library):
+        super().__init__()
+        self.images = plain.Sequential(library.Conv2dReLUMaxPool2d(1, 4, 3), plain.Flatten(), library.LinearReLU(36, 8))
+        self.sequence = library.GRU(8, 8, batch_first=True)
+        self.head = library.Linear(16, 2)
+
+    def forward(self, x):
+        rows = self.sequence(x.squeeze(1))[0][:, -1]
+        return self.head(torch.cat([self.images(x), rows], 1))
+
+
+def _data():
+    torch.manual_seed(7)
+    return torch.randn(8, 1, 8, 8), torch.randn(8, 2)
+
+
+def _train(model, x, y, steps=3):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+
+
+def _wrapped(model, wrapper):
+    if wrapper == "ddp":
+        return plain.parallel.DistributedDataParallel(model)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    for part in (model.images, model.sequence, model):
+        fully_shard(part, mesh=mesh)
+    return model
+
+
+def _rank(rank, port, queue):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    try:
+        x, y = (t[rank * 4 : rank * 4 + 4] for t in _data())
+        for wrapper in WRAPPERS:
+            for library in (nn, native_nn):
+                torch.manual_seed(3)
+                model = _wrapped(Net(library), wrapper)
+                _train(model, x, y)
+                whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
+                if rank == 0:
+                    queue.put((wrapper, [p.detach().tolist() for p in whole]))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+try:
+    from torch.distributed.fsdp import fully_shard as _fully_shard  # noqa: F401
+
+    WRAPPERS = ("ddp", "fsdp2")
+except ImportError:
+    WRAPPERS = ("ddp",)
+
+
+@pytest.fixture(scope="module")
+def trained_in_parallel():
+    """wrapper -> parameters after training in two processes over gloo: (ours, native's)."""
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available() or sys.platform == "win32":
+        pytest.skip("this torch has no gloo")
+    queue = mp.get_context("spawn").SimpleQueue()
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.start_processes(_rank, (port, queue), nprocs=2, start_method="spawn")
+    found = {}
+    for _ in range(2 * len(WRAPPERS)):
+        wrapper, parameters = queue.get()
+        found.setdefault(wrapper, []).append([torch.tensor(p) for p in parameters])
+    return found
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+def test_data_parallel(wrapper, trained_in_parallel):
+    """Three steps with momentum in two processes leave the parameters that one process leaves on the whole batch."""
+    if wrapper not in trained_in_parallel:
+        pytest.skip("this torch has no fully_shard")
+    x, y = _data()
+    alone = []
+    for library, dtype in ((nn, torch.float32), (native_nn, torch.float64)):
+        torch.manual_seed(3)
+        model = Net(library).to(dtype)
+        _train(model, x.to(dtype), y.to(dtype))
+        alone.append([p.detach() for p in model.parameters()])
+    ours, native = trained_in_parallel[wrapper]
+    for a, b, whole, exact in zip(ours, native, *alone, strict=True):
+        torch.testing.assert_close(a, whole, rtol=1e-4, atol=1e-5)
+        compare(a, b, exact)
+
+
+def test_hooks_see_the_modules():
+    """Forward and backward hooks fire with what native's hand them, module by module."""
+    seen = []
+    for library in (nn, native_nn):
+        torch.manual_seed(3)
+        model, calls = Net(library), []
+        for name, module in model.named_modules():
+            if list(module.children()):
+                continue
+            module.register_full_backward_hook(
+                lambda m, gi, go, n=name, c=calls: c.append((n, [None if g is None else g.shape for g in (*gi, *go)]))
+            )
+            module.register_forward_hook(lambda m, i, o, n=name, c=calls: c.append((n, tree_map(lambda t: t.shape, o))))
+        x, y = _data()
+        (model(x) - y).square().mean().backward()
+        seen.append(sorted(calls, key=str))
+    assert seen[0] == seen[1] and len(seen[0]) == 10
