@@ -40,7 +40,8 @@ def pack_padded_sequence(
         order = order.to(input.device)
         input = input.index_select(1, order)
     steps = torch.arange(input.shape[0])
-    fits = (lengths[:-1] >= lengths[1:]).all() & (lengths >= 1).all() & (lengths <= input.shape[0]).all()
+    # Written without a slice, whose size a tracer would compare with 1.
+    fits = ((lengths.cummin(0).values == lengths) & (lengths >= 1) & (lengths <= input.shape[0])).all()
     torch._assert_async(fits, "pack_padded_sequence: lengths: expected 1 to T for each sequence, in descending order")
     there = steps.unsqueeze(1) < lengths  # (T, B): whether sequence b has a step t
     rows = there.flatten().nonzero().squeeze(1)
