@@ -53,9 +53,20 @@ def _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode):
     return y, (kh * kernel_size[1] + kw).to(position_dtype(kernel_size))
 
 
+def _next(name: str, gi: Tensor, h: Tensor, w_hh: Tensor, b_hh: Tensor | None, relu: bool) -> Tensor:
+    """A step from the input's part of the gates; ATen's own cells change tensors in place, which a program must not."""
+    gh = F.linear(h, w_hh, b_hh)
+    if name == "rnn":
+        return F.relu(gi + gh) if relu else torch.tanh(gi + gh)
+    (ir, iz, ix), (hr, hz, hx) = gi.chunk(3, -1), gh.chunk(3, -1)
+    r, z = torch.sigmoid(ir + hr), torch.sigmoid(iz + hz)
+    n = torch.tanh(ix + r * hx)
+    return n + z * (h - n)
+
+
 def _cell(row: _recurrent.Recurrent) -> Callable[..., Any]:
     def cell(input, hx, w_ih, w_hh, b_ih, b_hh, relu, save):
-        return row.native_cell(relu)(input, hx, w_ih, w_hh, b_ih, b_hh), _reserve(hx)
+        return _next(row.name, F.linear(input, w_ih, b_ih), hx, w_hh, b_hh, relu), _reserve(hx)
 
     return cell
 
@@ -64,10 +75,23 @@ def _sequence(row: _recurrent.Recurrent) -> Callable[..., Any]:
     def sequence(input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save, allow_tf32=False):
         if dropout is not None:
             raise ValueError(f"{row.name}: dropout has no decomposition: export the model after model.eval()")
-        layers = hx.shape[0] // (2 if bidirectional else 1)
-        flags = (bidirectional, bias, relu)
-        y, hn = _recurrent._native(row, input, hx, list(weights), batch_sizes, flags, layers, 0.0, False)
-        return y, hn, _reserve(hx)
+        if batch_sizes is not None:
+            raise ValueError(f"{row.name}: a packed sequence has no decomposition: its lengths are values, not sizes")
+        directions, each = (2 if bidirectional else 1), (4 if bias else 2)
+        last = []
+        for layer in range(hx.shape[0] // directions):
+            by_direction = []
+            for direction in range(directions):
+                index = layer * directions + direction
+                w_ih, w_hh, b_ih, b_hh = (*weights[index * each : (index + 1) * each], None, None)[:4]
+                steps, h, states = F.linear(input, w_ih, b_ih).unbind(0), hx[index], []
+                for gi in reversed(steps) if direction else steps:
+                    h = _next(row.name, gi, h, w_hh, b_hh, relu)
+                    states.append(h)
+                by_direction.append(torch.stack(states[::-1] if direction else states))
+                last.append(h)
+            input = torch.cat(by_direction, -1)
+        return input, torch.stack(last), _reserve(hx)
 
     return sequence
 
@@ -81,8 +105,8 @@ def decompositions(sequences: bool = True) -> dict[Any, Callable[..., Any]]:
     """Our forward ops in ATen's: a table for ``ExportedProgram.run_decompositions`` and ``make_fx``.
 
     Args:
-        sequences: also rnn and gru over sequences. ATen's own take a step at a time, so the program then holds every step
-            and is for one length.
+        sequences: also rnn and gru over sequences, a step at a time: the program then holds every step and is for one
+            length. There is none for packed sequences and for dropout (ValueError).
     """
     table = {
         kernel("linear_forward"): _linear,
@@ -131,8 +155,16 @@ def onnx(
         if not isinstance(model, torch.export.ExportedProgram):
             model = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
         program = model.run_decompositions({**torch.export.default_decompositions(), **decompositions(sequences=False)})
+    _refuse_dropout(program)
     table = {**onnx_translations(), **(options.pop("custom_translation_table", None) or {})}
     return torch.onnx.export(program, f=file, dynamo=True, custom_translation_table=table, **options)
+
+
+def _refuse_dropout(program: torch.export.ExportedProgram) -> None:
+    for row in _recurrent.ROWS.values():
+        for node in program.graph.find_nodes(op="call_function", target=row.forward):
+            if node.args[3] is not None:
+                raise ValueError(f"{row.name}: dropout is on: export the model after model.eval()")
 
 
 def onnx_translations() -> dict[Any, Callable[..., Any]]:
@@ -144,7 +176,7 @@ def onnx_translations() -> dict[Any, Callable[..., Any]]:
             gates = {"hidden_size": own.hidden, "direction": own.direction, "linear_before_reset": 1}
             return op.GRU(x, own.stacked(0), own.stacked(1), own.biases(), lengths, h, **gates)
 
-        return _onnx_stack(op, "gru", layer, 3, input, hx, weights, dropout, batch_sizes, bidirectional, bias)
+        return _onnx_stack(op, layer, 3, input, hx, weights, batch_sizes, bidirectional, bias)
 
     def rnn(input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save, allow_tf32=False):
         def layer(x, lengths, h, own):
@@ -152,7 +184,7 @@ def onnx_translations() -> dict[Any, Callable[..., Any]]:
             gates = {"hidden_size": own.hidden, "direction": own.direction, "activations": kinds}
             return op.RNN(x, own.stacked(0), own.stacked(1), own.biases(), lengths, h, **gates)
 
-        return _onnx_stack(op, "rnn", layer, 1, input, hx, weights, dropout, batch_sizes, bidirectional, bias)
+        return _onnx_stack(op, layer, 1, input, hx, weights, batch_sizes, bidirectional, bias)
 
     return {_recurrent.ROWS["gru"].forward: gru, _recurrent.ROWS["rnn"].forward: rnn}
 
@@ -170,7 +202,8 @@ class _OnnxWeights:
     def _ordered(self, w: Any) -> Any:
         if self.gates == 1:
             return w
-        r, z, n = self.op.Split(w, num_outputs=3, axis=0)
+        # Slices, and not one Split: the exporter's optimizer folds them away.
+        r, z, n = (self.op.Slice(w, [i * self.hidden], [(i + 1) * self.hidden], [0]) for i in range(3))
         return self.op.Concat(z, r, n, axis=0)
 
     def stacked(self, part: int) -> Any:
@@ -185,9 +218,7 @@ class _OnnxWeights:
         return own[0] if len(own) == 1 else self.op.Concat(*own, axis=0)
 
 
-def _onnx_stack(op, name, layer, gates, input, hx, weights, dropout, batch_sizes, bidirectional, bias):
-    if dropout is not None:
-        raise ValueError(f"{name}: dropout has no translation: export the model after model.eval()")
+def _onnx_stack(op, layer, gates, input, hx, weights, batch_sizes, bidirectional, bias):
     directions = 2 if bidirectional else 1
     each = len(weights) // (layers := int(hx.shape[0]) // directions)
     lengths = rows = None
@@ -207,4 +238,4 @@ def _onnx_stack(op, name, layer, gates, input, hx, weights, dropout, batch_sizes
         states.append(hn)
     y = input if rows is None else op.GatherND(input, rows)
     hn = states[0] if layers == 1 else op.Concat(*states, axis=0)
-    return y, hn, hn  # the third is what a backward would read: nobody does
+    return y, hn, op.Identity(hn)  # the third is what a backward would read: nobody does

@@ -34,15 +34,16 @@ def pack_padded_sequence(
     lengths = torch.as_tensor(lengths, dtype=torch.int64)
     if batch_first:
         input = input.transpose(0, 1)
-    order = None
-    if not enforce_sorted:
-        lengths, order = torch.sort(lengths, descending=True)
-        order = order.to(input.device)
+    descending, order = torch.sort(lengths, descending=True)
+    # Compared as a whole: of a slice a tracer would ask whether its size is 1.
+    fits = (descending >= 1) & (descending <= input.shape[0])
+    if enforce_sorted:
+        fits, order = fits & (descending == lengths), None
+    else:
+        lengths, order = descending, order.to(input.device)
         input = input.index_select(1, order)
+    torch._assert_async(fits.all(), "pack_padded_sequence: lengths: expected 1 to T for each sequence, in descending order")
     steps = torch.arange(input.shape[0])
-    # Written without a slice, whose size a tracer would compare with 1.
-    fits = ((lengths.cummin(0).values == lengths) & (lengths >= 1) & (lengths <= input.shape[0])).all()
-    torch._assert_async(fits, "pack_padded_sequence: lengths: expected 1 to T for each sequence, in descending order")
     there = steps.unsqueeze(1) < lengths  # (T, B): whether sequence b has a step t
     rows = there.flatten().nonzero().squeeze(1)
     data = input.flatten(0, 1).index_select(0, rows.to(input.device))

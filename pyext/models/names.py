@@ -65,7 +65,7 @@ class NameGRU(nn.Module):
         embedded = self.embedding(indices.t())
         directions = 2 if self.gru.bidirectional else 1
         # The default, in so many words: a tracer learns the batch from it.
-        hx = embedded.new_zeros(self.gru.num_layers * directions, len(indices), self.gru.hidden_size)
+        hx = embedded.new_zeros(self.gru.num_layers * directions, indices.shape[0], self.gru.hidden_size)
         _, states = self.gru(pack_padded_sequence(embedded, lengths), hx)
         last = torch.cat((states[-1], states[-2]), 1) if self.gru.bidirectional else states[-1]  # the course's order
         return self.fc(last)
