@@ -83,7 +83,11 @@ def check_torch() -> Iterator[Check]:
 LOAD_ERRORS = (
     (r"undefined symbol", "the library and this torch do not fit: another ABI, or a torch older than 2.10", REBUILD),
     (r"GLIBC(XX)?_[\d.]+' not found|CXXABI_[\d.]+' not found", "built on a newer system than this", REBUILD),
-    (r"libcudart|libcuda\.so", "CUDA's own libraries are not found", "install NVIDIA's driver, or a CUDA build of torch"),
+    (
+        r"libcudart|libcuda\.so",
+        "CUDA's own libraries are not found",
+        "install NVIDIA's driver, or a CUDA build of torch",
+    ),
     (r"cannot open shared object file", "a library that it needs is not found", "reinstall torch, then " + REBUILD),
     (r"file too short|invalid ELF header|wrong ELF class", "the file is damaged, or of another processor", REBUILD),
 )
@@ -107,7 +111,9 @@ def _load(file: Path) -> str:
 def check_library() -> Iterator[Check]:
     file = FOLDER / "_cpu.so"
     if not file.is_file():
-        yield Check("library", "problem", f"{file} is missing: torchsmith is not built", "pip install . (in the repository)")
+        yield Check(
+            "library", "problem", f"{file} is missing: torchsmith is not built", "pip install . (in the repository)"
+        )
         return
     if text := _load(file):
         yield _explained("library", text)
@@ -120,7 +126,9 @@ def check_library() -> Iterator[Check]:
         yield Check("library", "ok", f"{facts}, for any from {built['torch_target']}")
         yield from _check_age(native)
     if failed and "TORCHSMITH_ISA" in failed[0]:
-        yield Check("instruction set", "problem", failed[0], "unset TORCHSMITH_ISA, or set it to one that is allowed here")
+        yield Check(
+            "instruction set", "problem", failed[0], "unset TORCHSMITH_ISA, or set it to one that is allowed here"
+        )
     elif failed:
         yield _explained("library", failed[0])
 
@@ -143,7 +151,9 @@ def check_instruction_set() -> Iterator[Check]:
         found = f"{active}, forced by TORCHSMITH_ISA; {best} is there and faster"
         yield Check("instruction set", "note", found, "unset TORCHSMITH_ISA")
     elif best != native.isa_built()[-1] and best == "base":
-        yield Check("instruction set", "note", f"{best}: this processor has no AVX2, kernels are slower than they could be")
+        yield Check(
+            "instruction set", "note", f"{best}: this processor has no AVX2, kernels are slower than they could be"
+        )
     else:
         yield Check("instruction set", "ok", f"{active} (here: {', '.join(native.isa_available())})")
 
@@ -166,11 +176,17 @@ def check_cuda() -> Iterator[Check]:
             found = f"{len(gpus)} NVIDIA device(s), but this torch has no CUDA"
             yield Check("CUDA", "note", found, "install a CUDA build of torch: https://pytorch.org/get-started/locally")
         else:
-            yield Check("CUDA", "ok", f"not used: no GPU, torch without CUDA; _cuda.so {'built' if file.is_file() else 'not built'}")
+            yield Check(
+                "CUDA",
+                "ok",
+                f"not used: no GPU, torch without CUDA; _cuda.so {'built' if file.is_file() else 'not built'}",
+            )
         return
     if not file.is_file():
         level = "problem" if gpus else "note"
-        yield Check("CUDA", level, "torch has CUDA, but torchsmith was built without its CUDA kernels", _how_to_build_cuda())
+        yield Check(
+            "CUDA", level, "torch has CUDA, but torchsmith was built without its CUDA kernels", _how_to_build_cuda()
+        )
     elif text := _load(file):
         yield _explained("CUDA", text)
     else:
@@ -189,7 +205,9 @@ def _check_driver(torch: Any) -> Iterator[Check]:
         torch.cuda.init()
     if failed:
         if "too old" in failed[0]:
-            yield Check("CUDA", "problem", failed[0], f"a driver for CUDA {torch.version.cuda} or newer, or an older torch")
+            yield Check(
+                "CUDA", "problem", failed[0], f"a driver for CUDA {torch.version.cuda} or newer, or an older torch"
+            )
         else:
             yield Check("CUDA", "note", f"kernels are there, no GPU to run them: {failed[0].splitlines()[0]}")
         return
@@ -208,7 +226,9 @@ def fits(gpu: str, capability: tuple[int, int], archs: list[str]) -> Check:
         if exact or (major == capability[0] and minor <= capability[1] and arch[-1] not in "af" and "PTX" not in arch):
             return Check("CUDA", "ok", f"{gpu} ({own}), kernels for {arch}")
         if arch.endswith("+PTX") and (major, minor) <= capability:
-            return Check("CUDA", "ok", f"{gpu} ({own}), kernels for {arch}: the driver compiles them at the first start")
+            return Check(
+                "CUDA", "ok", f"{gpu} ({own}), kernels for {arch}: the driver compiles them at the first start"
+            )
     found = f"{gpu} has compute capability {own}, the kernels are built for {', '.join(archs) or 'none'}"
     return Check("CUDA", "problem", found, f"TORCH_CUDA_ARCH_LIST={own} {REBUILD}")
 
@@ -222,7 +242,9 @@ def check_toolkit() -> Iterator[Check]:
     done = subprocess.run([nvcc, "--version"], capture_output=True, text=True)
     version = re.search(r"release (\d+)\.(\d+)", done.stdout)
     if version and version[1] != cuda.partition(".")[0]:
-        yield Check("nvcc", "note", f"{nvcc} is CUDA {version[1]}.{version[2]}, torch's is {cuda}", f"a toolkit of CUDA {cuda}")
+        yield Check(
+            "nvcc", "note", f"{nvcc} is CUDA {version[1]}.{version[2]}, torch's is {cuda}", f"a toolkit of CUDA {cuda}"
+        )
     else:
         yield Check("nvcc", "ok", f"{nvcc}{f', CUDA {version[1]}.{version[2]}' if version else ''}")
 
@@ -244,7 +266,12 @@ def check_cache() -> Iterator[Check]:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     if failed:
-        yield Check("cache", "problem", f"{path.parent} cannot be written: {failed[0]}", "set TORCHSMITH_CACHE to another folder")
+        yield Check(
+            "cache",
+            "problem",
+            f"{path.parent} cannot be written: {failed[0]}",
+            "set TORCHSMITH_CACHE to another folder",
+        )
     if not path.is_file():
         if not failed:
             yield Check("cache", "ok", f"{path.parent}; nothing measured yet (torchsmith tune)")
@@ -262,7 +289,9 @@ def check_cache() -> Iterator[Check]:
                 raise ValueError(f"{len(data['entries'])} entries, of which none can be read")
             yield Check("tuning", "ok", f"{path}: {entries} entries in use")
     if failed:
-        yield Check("tuning", "problem", f"{path} is damaged ({failed[0]}) and ignored", f"rm {path}, then torchsmith tune")
+        yield Check(
+            "tuning", "problem", f"{path} is damaged ({failed[0]}) and ignored", f"rm {path}, then torchsmith tune"
+        )
 
 
 def check_data() -> Iterator[Check]:
@@ -275,7 +304,9 @@ def check_data() -> Iterator[Check]:
         yield Check("data", "ok", f"{folder}: {', '.join(held)}")
     else:
         what = "holds none of mnist/, names/, diabetes/" if Path(folder).is_dir() else "is no folder"
-        yield Check("data", "problem", f"TORCHSMITH_DATA: {folder} {what}", "set it to the folder that holds them, or unset it")
+        yield Check(
+            "data", "problem", f"TORCHSMITH_DATA: {folder} {what}", "set it to the folder that holds them, or unset it"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ the diagnosis

@@ -137,13 +137,14 @@ class GRUCell(nn.GRUCell):
 class _Sequences(nn.RNNBase):
     """What RNN and GRU share with torch.nn's: parameters, their names and order, initialisation, state_dict.
 
-    The base is RNNBase and not torch.nn.RNN or torch.nn.GRU, whose instances torch.compile refuses ("Attempted to wrap RNN,
-    GRU, or LSTM"): so ``isinstance(module, torch.nn.RNNBase)`` holds, ``isinstance(module, torch.nn.GRU)`` does not.
+    The base is RNNBase and not torch.nn.RNN or torch.nn.GRU, whose instances torch.compile refuses ("Attempted to wrap
+    RNN, GRU, or LSTM"): ``isinstance(module, torch.nn.RNNBase)`` holds, ``isinstance(module, torch.nn.GRU)`` does not.
 
-    In compiled and exported graphs the layer is one op of ours, for any batch and length. A PackedSequence passes through
-    ``torch.compile`` too, made outside or by :func:`torchsmith.nn.pack_padded_sequence` inside (torch's own functions of
-    that name break the graph); where it holds no ``sorted_indices``, give ``hx``, or the batch is a value that the graph
-    reads from ``batch_sizes`` when it runs (``fullgraph=True`` allows that; else ``capture_scalar_outputs``).
+    In compiled and exported graphs the layer is one op of ours, for any batch and length. A PackedSequence goes into a
+    graph of ``torch.compile`` and comes out of it; inside, :mod:`torchsmith.packed` makes and unpacks them (torch's own
+    functions of these names break the graph). A packed batch is a size where the sequence has ``sorted_indices`` or ``hx``
+    is given; else the graph reads it from ``batch_sizes`` when it runs, which ``fullgraph=True`` allows. ``torch.export``
+    takes no PackedSequence as an input or output: pack inside the model.
     """
 
     def __init__(self, mode: str, *args, **keywords) -> None:

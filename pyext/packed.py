@@ -42,7 +42,9 @@ def pack_padded_sequence(
     else:
         lengths, order = descending, order.to(input.device)
         input = input.index_select(1, order)
-    torch._assert_async(fits.all(), "pack_padded_sequence: lengths: expected 1 to T for each sequence, in descending order")
+    torch._assert_async(
+        fits.all(), "pack_padded_sequence: lengths: expected 1 to T for each sequence, in descending order"
+    )
     steps = torch.arange(input.shape[0])
     there = steps.unsqueeze(1) < lengths  # (T, B): whether sequence b has a step t
     rows = there.flatten().nonzero().squeeze(1)

@@ -20,8 +20,23 @@ def test_an_op_from_cpp(tmp_path):
     if compiler is None:
         pytest.skip("no C++ compiler")
     libraries, program = Path(torch.__file__).parent / "lib", tmp_path / "linear_relu"
-    command = [compiler, "-std=c++20", "-O0", str(SOURCE), "-o", str(program), f"-L{libraries}", f"-Wl,-rpath,{libraries}"]
-    command += [f"-I{path}" for path in include_paths()] + ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
+    command = [
+        compiler,
+        "-std=c++20",
+        "-O0",
+        str(SOURCE),
+        "-o",
+        str(program),
+        f"-L{libraries}",
+        f"-Wl,-rpath,{libraries}",
+    ]
+    command += [f"-I{path}" for path in include_paths()] + [
+        "-Wl,--no-as-needed",
+        "-ltorch",
+        "-ltorch_cpu",
+        "-lc10",
+        "-ldl",
+    ]
     command.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

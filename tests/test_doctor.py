@@ -129,7 +129,10 @@ def test_the_console_script_stands_in_too(copy_of_the_package, tmp_path):
     "text, meaning",
     [
         ("/x/_cpu.so: undefined symbol: aoti_torch_call_dispatcher", "a torch older than 2.10"),
-        ("/lib64/libstdc++.so.6: version `GLIBCXX_3.4.32' not found (required by /x/_cpu.so)", "built on a newer system"),
+        (
+            "/lib64/libstdc++.so.6: version `GLIBCXX_3.4.32' not found (required by /x/_cpu.so)",
+            "built on a newer system",
+        ),
         ("libcudart.so.13: cannot open shared object file: No such file or directory", "CUDA's own libraries"),
         ("libtorch.so: cannot open shared object file: No such file or directory", "a library that it needs"),
     ],
@@ -274,7 +277,9 @@ def test_a_kernel_that_raises_or_does_not_compute_is_found(monkeypatch):
     def raising(*args):
         raise RuntimeError("no such kernel")
 
-    found = selftest._judged(contract.Expected(replace(linear, function=raising, reference=linear.reference), sample), "base")
+    found = selftest._judged(
+        contract.Expected(replace(linear, function=raising, reference=linear.reference), sample), "base"
+    )
     assert found == ["RuntimeError: no such kernel"]
     expected = contract.Expected(linear, sample)
     monkeypatch.setattr(contract, "backend", lambda name: torchsmith.backend("torch"))

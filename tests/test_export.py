@@ -108,8 +108,8 @@ if sys.argv[2] == "with":
     import torchsmith
 package = torch._inductor.aoti_load_package(sys.argv[1] + "/model.pt2")
 for inputs, expected in torch.load(sys.argv[1] + "/values.pt", weights_only=True):
-    for ours, eager in zip(package(*inputs), expected, strict=True):
-        assert torch.equal(ours, eager), (ours - eager).abs().max()
+    ours = package(*inputs)
+    assert torch.equal(ours, expected), (ours - expected).abs().max()
 print("equal")
 """
 
@@ -119,7 +119,11 @@ def test_aot_inductor_package_in_another_process(tmp_path):
     class Small(torch.nn.Module):  # what inductor writes itself is compiled for seconds
         def __init__(self):
             super().__init__()
-            self.conv, self.gru, self.fc = nn.Conv2dReLUMaxPool2d(1, 1, 3, padding=1), nn.GRU(6, 5, 2), nn.LinearReLU(5, 3)
+            self.conv, self.gru, self.fc = (
+                nn.Conv2dReLUMaxPool2d(1, 1, 3, padding=1),
+                nn.GRU(6, 5, 2),
+                nn.LinearReLU(5, 3),
+            )
 
         def forward(self, x):
             return self.fc(self.gru(self.conv(x).squeeze(1))[0])
@@ -130,7 +134,7 @@ def test_aot_inductor_package_in_another_process(tmp_path):
     model, rows = Small().eval(), ("conv2d", "gru", "linear")
     with torch.no_grad():
         program = torch.export.export(model, inputs(3, 7), dynamic_shapes=({0: BATCH, 2: 2 * TIME},))
-        values = [(given, leaves(model(*given))) for given in (inputs(3, 7), inputs(5, 4))]
+        values = [(given, model(*given)) for given in (inputs(3, 7), inputs(5, 4))]
     torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
     with zipfile.ZipFile(tmp_path / "model.pt2") as package:
         called = b"".join(package.read(n) for n in package.namelist() if n.endswith((".json", ".cpp"))).decode()

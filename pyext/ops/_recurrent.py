@@ -19,7 +19,6 @@ from ..dispatch import KNOWN, allow_tf32, autocast, direct, native_wins, recurre
 from ..spec import fake, kernel, like
 from ._checks import same_device
 
-
 #: Every row by its name.
 ROWS: dict[str, Recurrent] = {}
 
