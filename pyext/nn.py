@@ -142,9 +142,10 @@ class _Sequences(nn.RNNBase):
 
     In compiled and exported graphs the layer is one op of ours, for any batch and length. A PackedSequence goes into a
     graph of ``torch.compile`` and comes out of it; inside, :mod:`torchsmith.packed` makes and unpacks them (torch's own
-    functions of these names break the graph). A packed batch is a size where the sequence has ``sorted_indices`` or ``hx``
-    is given; else the graph reads it from ``batch_sizes`` when it runs, which ``fullgraph=True`` allows. ``torch.export``
-    takes no PackedSequence as an input or output: pack inside the model.
+    functions of these names break the graph). A packed batch is a size where the sequence has ``sorted_indices`` or
+    ``hx`` is given; else the graph reads it from ``batch_sizes`` when it runs, which ``fullgraph=True`` allows.
+    ``torch.export`` takes a PackedSequence too, but saves no program that has one among its inputs or outputs: pack
+    inside the model.
     """
 
     def __init__(self, mode: str, *args, **keywords) -> None:

@@ -255,6 +255,14 @@ def test_right_kernels(monkeypatch):
     assert "all right: 1 kernels on this machine" in table.output
 
 
+def test_every_instruction_set_is_in_force_for_its_row(monkeypatch):
+    seen = []
+    monkeypatch.setattr(contract.Expected, "wrong", lambda self, by: seen.append((by, _native.isa_active())) or ())
+    result = run("selftest", "--op", "linear", "--dtype", "float32", "--json")
+    assert result.exit_code == 0
+    assert set(seen) == {("cpp", isa) for isa in _native.isa_available()}
+
+
 def test_a_wrong_kernel_is_found(monkeypatch):
     (linear,) = (s for s in spec.all_specs() if s.name == "linear")
 

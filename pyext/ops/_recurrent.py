@@ -208,6 +208,7 @@ def _packed_batch(packed: PackedSequence, hx: Tensor | None) -> int:
             return packed.sorted_indices.shape[0]
         if hx is not None and hx.dim() == 3:
             return hx.shape[1]
+        return packed.batch_sizes[0].item()  # int() would fix it
     return int(packed.batch_sizes[0])
 
 
