@@ -84,6 +84,8 @@ def _version(ctx: click.Context, option: click.Parameter, asked: bool) -> None:
         "course": ("torchsmith.course.report:course", "Run the whole course; one HTML page of results."),
         "tune": ("torchsmith.tune_cli:tune", "Measure ours and native here; auto takes the faster from then on."),
         "bench": ("torchsmith.bench_cli:bench", "Measure every op against native PyTorch."),
+        "doctor": ("torchsmith.doctor:doctor", "Check this installation, and say how to cure what is wrong."),
+        "selftest": ("torchsmith.selftest:selftest", "Check every kernel on this machine, in a minute or two."),
         "explain": ("torchsmith.explain_cli:explain", "Show CUDA launches and estimate their times, without a GPU."),
     },
     context_settings={"help_option_names": ["-h", "--help"]},

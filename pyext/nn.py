@@ -138,46 +138,74 @@ class GRUCell(nn.GRUCell):
         return _cell(self, ops.gru_cell, input, hx)
 
 
-def _sequence(module: nn.RNNBase, op, input, hx: Tensor | None, **extra):
-    data = input.data if isinstance(input, PackedSequence) else input
-    if not isinstance(input, PackedSequence):
-        if input.dim() not in (2, 3):
-            raise ValueError(f"{type(module).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead")
-        if hx is not None and hx.dim() != input.dim():
-            kind = "batched 3-D" if input.dim() == 3 else "unbatched 2-D"
-            raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
-    # By name: functional_call and parametrizations put others in the place of the tensors in _flat_weights.
-    weights = [getattr(module, name) for name in module._flat_weights_names]
-    weight = weights[0]
-    if data.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
-        raise ValueError(
-            f"RNN input dtype ({data.dtype}) does not match weight dtype ({weight.dtype}). Convert input: "
-            f"input.to({weight.dtype}), or convert model: model.to({data.dtype})"
+class _Sequences(nn.RNNBase):
+    """What RNN and GRU share with torch.nn's: parameters, their names and order, initialisation, state_dict.
+
+    The base is RNNBase and not torch.nn.RNN or torch.nn.GRU, whose instances torch.compile refuses ("Attempted to wrap
+    RNN, GRU, or LSTM"): ``isinstance(module, torch.nn.RNNBase)`` holds, ``isinstance(module, torch.nn.GRU)`` does not.
+
+    In compiled and exported graphs the layer is one op of ours, for any batch and length. A PackedSequence goes into a
+    graph of ``torch.compile`` and comes out of it; inside, :mod:`torchsmith.packed` makes and unpacks them (torch's own
+    functions of these names break the graph). A packed batch is a size where the sequence has ``sorted_indices`` or
+    ``hx`` is given; else the graph reads it from ``batch_sizes`` when it runs, which ``fullgraph=True`` allows.
+    ``torch.export`` takes a PackedSequence too, but saves no program that has one among its inputs or outputs: pack
+    inside the model.
+    """
+
+    def __init__(self, mode: str, *args, **keywords) -> None:
+        if "proj_size" in keywords:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        super().__init__(mode, *args, **keywords)
+
+    def _run(self, op, input: Tensor | PackedSequence, hx: Tensor | None, **extra):
+        data = input.data if isinstance(input, PackedSequence) else input
+        if not isinstance(input, PackedSequence):
+            if input.dim() not in (2, 3):
+                raise ValueError(f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+            if hx is not None and hx.dim() != input.dim():
+                kind = "batched 3-D" if input.dim() == 3 else "unbatched 2-D"
+                raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
+        # By name, not from _flat_weights: a parametrization or torch.func.functional_call puts others in their place.
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        if data.dtype != weights[0].dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"RNN input dtype ({data.dtype}) does not match weight dtype ({weights[0].dtype}). Convert input: "
+                f"input.to({weights[0].dtype}), or convert model: model.to({data.dtype})"
+            )
+        return op(
+            input,
+            hx,
+            weights,
+            bidirectional=self.bidirectional,
+            batch_first=self.batch_first,
+            dropout=self.dropout,
+            training=self.training,
+            **extra,
         )
-    return op(
-        input,
-        hx,
-        weights,
-        bidirectional=module.bidirectional,
-        batch_first=module.batch_first,
-        dropout=module.dropout,
-        training=module.training,
-        **extra,
-    )
 
 
-class RNN(nn.RNN):
-    """:class:`torch.nn.RNN` on :func:`torchsmith.rnn`: the whole sequence is one op."""
+class RNN(_Sequences):
+    """:class:`torch.nn.RNN` on :func:`torchsmith.rnn`: the whole sequence is one op. Constructor and results are its own."""
+
+    def __init__(self, *args, **keywords) -> None:
+        args = list(args)
+        self.nonlinearity = args.pop(3) if len(args) > 3 else keywords.pop("nonlinearity", "tanh")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity {self.nonlinearity!r}. Select from 'tanh' or 'relu'.")
+        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **keywords)
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None):
-        return _sequence(self, ops.rnn, input, hx, nonlinearity=self.nonlinearity)
+        return self._run(ops.rnn, input, hx, nonlinearity=self.nonlinearity)
 
 
-class GRU(nn.GRU):
-    """:class:`torch.nn.GRU` on :func:`torchsmith.gru`: the whole sequence is one op."""
+class GRU(_Sequences):
+    """:class:`torch.nn.GRU` on :func:`torchsmith.gru`: the whole sequence is one op. Constructor and results are its own."""
+
+    def __init__(self, *args, **keywords) -> None:
+        super().__init__("GRU", *args, **keywords)
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None):
-        return _sequence(self, ops.gru, input, hx)
+        return self._run(ops.gru, input, hx)
 
 
 class Sequential(nn.Sequential):

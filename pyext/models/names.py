@@ -11,9 +11,9 @@ from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from torchsmith import nn as ours
+from torchsmith.packed import pack_padded_sequence
 
 __all__ = ["NameGRU"]
 
@@ -60,9 +60,12 @@ class NameGRU(nn.Module):
         if indices.dim() != 2:
             raise ValueError(f"NameGRU: indices must be [batch, time], got {list(indices.shape)}")
         lengths = torch.as_tensor(lengths, device="cpu")  # where pack_padded_sequence wants them
-        if lengths.numel() and int(lengths.max()) > indices.shape[1]:
+        if not torch.compiler.is_compiling() and lengths.numel() and int(lengths.max()) > indices.shape[1]:
             raise ValueError(f"NameGRU: a length is {int(lengths.max())}, but indices have {indices.shape[1]} columns")
-        packed = pack_padded_sequence(self.embedding(indices.t()), lengths)
-        _, states = self.gru(packed)
+        embedded = self.embedding(indices.t())
+        directions = 2 if self.gru.bidirectional else 1
+        # The default, in so many words: a tracer learns the batch from it.
+        hx = embedded.new_zeros(self.gru.num_layers * directions, indices.shape[0], self.gru.hidden_size)
+        _, states = self.gru(pack_padded_sequence(embedded, lengths), hx)
         last = torch.cat((states[-1], states[-2]), 1) if self.gru.bidirectional else states[-1]  # the course's order
         return self.fc(last)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from ..dispatch import KNOWN, allow_tf32, autocast, direct, native_wins, recurre
 from ..spec import fake, kernel, like
 from . import _recurrent_func as func
 from ._checks import same_device
+
+#: Every row by its name.
+ROWS: dict[str, Recurrent] = {}
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Recurrent:
         for part in ("cell_forward", "cell_backward", "forward", "backward"):
             object.__setattr__(self, part, kernel(f"{self.name}_{part}"))
         object.__setattr__(self, "cell_name", f"{self.name}_cell")
+        ROWS[self.name] = self
         _register_fakes(self)
 
     def nonlinearity(self, relu: bool) -> tuple[str, ...]:
@@ -196,7 +201,7 @@ def sequence(
     if packed is not None and hx is not None and packed.sorted_indices is not None:
         hx = hx.index_select(1, packed.sorted_indices)
     hidden = weights[1].shape[1]
-    batch = int(batch_sizes[0]) if packed is not None else data.shape[1] if data.dim() == 3 else 0
+    batch = _packed_batch(packed, hx) if packed is not None else data.shape[1] if data.dim() == 3 else 0
     expected = (layers * directions, batch, hidden)
     if hx is None:
         hx = data.new_zeros(expected)
@@ -226,6 +231,17 @@ def sequence(
     if unbatched:
         return output.squeeze(1), hn.squeeze(1)
     return output.transpose(0, 1) if batch_first else output, hn
+
+
+def _packed_batch(packed: PackedSequence, hx: Tensor | None) -> int:
+    """The number of sequences. A tracer asks what knows it as a size first; the kernel compares with batch_sizes."""
+    if torch.compiler.is_compiling():
+        if packed.sorted_indices is not None:
+            return packed.sorted_indices.shape[0]
+        if hx is not None and hx.dim() == 3:
+            return hx.shape[1]
+        return packed.batch_sizes[0].item()  # int() would fix it
+    return int(packed.batch_sizes[0])
 
 
 def _dropout_masks(data: Tensor, layers: int, shape: tuple[int, ...], p: float) -> Tensor:
@@ -265,7 +281,7 @@ def _check_sequence(name, data, hx, weights, packed: bool, expected: tuple[int, 
         raise RuntimeError(
             f"{name}: input.size(-1) must be equal to input_size. Expected {weights[0].shape[1]}, got {data.shape[-1]}"
         )
-    if data.shape[0] == 0 and not packed:
+    if not packed and data.shape[0] == 0:
         raise RuntimeError(f"{name}: Expected sequence length to be larger than 0 in RNN")
     if tuple(hx.shape) != expected:
         raise RuntimeError(f"{name}: Expected hidden size {expected}, got {list(hx.shape)}")
@@ -356,7 +372,7 @@ def _register_fakes(row: Recurrent) -> None:
     @fake(f"{row.name}_forward")
     def _(input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save, allow_tf32=False):
         directions, hidden = (2 if bidirectional else 1), hx.shape[2]
-        rows = input.shape[:-1].numel()
+        rows = prod(input.shape[:-1])  # not Size.numel(), which would fix a size that is to stay open
         count = (hx.shape[0] // directions - 1) * rows * directions * hidden
         if row.saves_gates:
             count = count + hx.shape[0] * rows * 4 * hidden
