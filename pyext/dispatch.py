@@ -40,6 +40,8 @@ KNOWN: dict[str, Callable[[tuple[Any, ...], tuple[Any, ...]], str]] = {}
 
 #: Public ops of which calls were measured on this machine: what ops do by default, for want of that, is off.
 MEASURED: set[str] = set()
+#: Whether ops leave calls to native by rules of their own where nothing was measured.
+RULES = True
 
 #: native op -> what is known of its kernels: given its arguments, why Triton's is faster than the C++ one, or "".
 #: :func:`renew` brings a change of it into force.
@@ -185,7 +187,7 @@ def automatic(op: str) -> bool:
 
 def by_default(op: str) -> bool:
     """Whether the choice is ours and nothing measured on this machine makes it: an op may go by a rule of its own."""
-    return op not in MEASURED and chosen(op) == "auto"
+    return RULES and op not in MEASURED and chosen(op) == "auto"
 
 
 def leave(op: str, reason: str) -> None:

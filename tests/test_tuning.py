@@ -64,7 +64,7 @@ def test_ours_is_kept_where_it_is_faster_or_ties(cpp_us, torch_us):
 
 
 def test_training_leaves_small_linears_to_native_until_something_is_measured(monkeypatch):
-    monkeypatch.setattr(sys.modules["torchsmith.ops.linear"], "FEW", 2**19)
+    monkeypatch.setattr(dispatch, "RULES", True)
     x, w, b = torch.randn(8, 5), torch.randn(6, 5, requires_grad=True), torch.randn(6)
     said = chosen("linear", x, w, b)
     assert said.implementation == "torch" and "few multiply-adds" in said.reason
@@ -76,6 +76,24 @@ def test_training_leaves_small_linears_to_native_until_something_is_measured(mon
         assert chosen("linear", x, w, b).implementation == "cpp"
     table(entry("linear", (x, w, b), cpp_us=1.0, torch_us=2.0)).activate()
     assert chosen("linear", x, w, b).implementation == "cpp"
+
+
+def test_convolutions_of_many_channels_or_few_cells_are_natives_until_something_is_measured(monkeypatch):
+    monkeypatch.setattr(dispatch, "RULES", True)
+    x, w = torch.randn(1, 128, 6, 6), torch.randn(128, 128, 3, 3)
+    said = chosen("conv2d_relu", x, w)
+    assert said.implementation == "torch" and said.reason.startswith("many channels")
+    assert torch.equal(torchsmith.conv2d(x, w), torch.nn.functional.conv2d(x, w))
+    said = chosen("conv2d", x, w[:, :1], groups=128, padding=1, stride=2)
+    assert said.implementation == "torch" and said.reason.startswith("few cells")
+    others = [(x, w[:127]), (x, w[..., :1, :1]), (torch.randn(1, 128, 20, 20), w[:, :1], None, 1, 0, 1, 128)]
+    for arguments in others:
+        assert chosen("conv2d", *arguments).implementation == "cpp"
+    assert chosen("conv2d_relu_maxpool2d", x, w).implementation == "cpp"
+    with torchsmith.backend("cpp"):
+        assert chosen("conv2d", x, w).implementation == "cpp"
+    table(entry("conv2d", (x, w, None, 1, 0, 1, 1), cpp_us=1.0, torch_us=2.0)).activate()
+    assert chosen("conv2d", x, w).implementation == "cpp"
 
 
 def test_an_op_that_never_loses_is_not_looked_up():
