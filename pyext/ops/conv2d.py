@@ -133,8 +133,10 @@ def _rule(input, weight, stride, groups) -> str:
     if input.dim() != 4 or weight.dim() != 4 or not input.is_cpu or torch.compiler.is_compiling():
         return ""
     outputs, inputs, height, width = weight.shape
-    steps = stride * stride if isinstance(stride, int) else prod(stride) if isinstance(stride, tuple) else 1
-    cells = input.shape[2] * input.shape[3] // (steps or 1)
+    steps = [stride, stride] if isinstance(stride, int) else stride
+    if not isinstance(steps, (list, tuple)) or not all(isinstance(s, int) and s > 0 for s in steps):
+        return ""  # to be refused in words
+    cells = input.shape[2] * input.shape[3] // prod(steps)
     if groups == 1 and outputs * inputs >= MANY_CHANNELS and (height * width > 1 or cells < FEW_CELLS // 2):
         return "many channels: native's convolution, blocked by channels, is ahead"
     if groups > 1 and inputs == 1 and cells <= FEW_CELLS:
