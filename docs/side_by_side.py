@@ -16,7 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "gru.md"
 #: title -> language, files whose headers tell it, file and pattern of the cell's own lines
 PARTS = {
-    "C++ (CPU)": ("cpp", ("csrc/cpu/sequence.h",), "csrc/cpu/gru.cpp", r"        const Vec<W> r = .*?(?=        if \(!s\))"),
+    "C++ (CPU)": (
+        "cpp",
+        ("csrc/cpu/sequence.h",),
+        "csrc/cpu/gru.cpp",
+        r"        const Vec<W> r = .*?(?=        if \(!s\))",
+    ),
     "CUDA C++": (
         "cpp",
         ("csrc/cuda/sequence.cuh", "csrc/cuda/steps.cuh", "csrc/cuda/cell.cuh"),

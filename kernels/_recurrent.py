@@ -102,7 +102,9 @@ class Stack:
 
     # ------------------------------------------------------------------------------------------------ sequences
 
-    def forward(self, outputs, input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save, allow_tf32=False):
+    def forward(
+        self, outputs, input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save, allow_tf32=False
+    ):
         y, hn, reserve = outputs
         p = Sequences(input, hx, weights, batch_sizes, bidirectional, bias)
         hidden, kept = p.saved(reserve, self.G) if save else (p.scratch_hidden(), None)
@@ -153,7 +155,11 @@ class Stack:
         before = hx.new_empty((p.rows, p.H))
         for layer in range(p.L - 1, -1, -1):
             first = layer == 0
-            x = input.reshape(p.rows, input.shape[-1]) if first else p.layer_input(hidden[layer - 1], dropout, layer, input.dtype)
+            x = (
+                input.reshape(p.rows, input.shape[-1])
+                if first
+                else p.layer_input(hidden[layer - 1], dropout, layer, input.dtype)
+            )
             dx = None
             for d in range(p.D):
                 at = layer * p.D + d

@@ -117,7 +117,9 @@ def _chosen(kernel, grid, configs, args, constants) -> Config:
         return run
 
     label = triton_backend.configuration(
-        kernel.__name__, described, {config.label: runner(config) for config in configs if 0 not in _blocks(grid, config)}
+        kernel.__name__,
+        described,
+        {config.label: runner(config) for config in configs if 0 not in _blocks(grid, config)},
     )
     return next((config for config in configs if config.label == label), configs[0])
 

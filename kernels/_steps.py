@@ -10,11 +10,22 @@ import triton.language as tl
 
 from ._shared import Config
 
-__all__ = ["CELL", "GATES", "ONE_LAUNCH", "STEPS", "cell_forward_kernel", "gates_backward_kernel", "steps_backward_kernel", "steps_forward_kernel"]
+__all__ = [
+    "CELL",
+    "GATES",
+    "ONE_LAUNCH",
+    "STEPS",
+    "cell_forward_kernel",
+    "gates_backward_kernel",
+    "steps_backward_kernel",
+    "steps_forward_kernel",
+]
 
 ONE_LAUNCH = 128  # hidden units of a program; more, and a state and three gates of them no longer fit the registers
 # 16 sequences are the fewest that tensor cores take; few, so that a batch reaches many multiprocessors.
-STEPS = {size: (Config(BB=16, BH=size, warps=warps, stages=1),) for size, warps in ((16, 1), (32, 2), (64, 4), (128, 8))}
+STEPS = {
+    size: (Config(BB=16, BH=size, warps=warps, stages=1),) for size, warps in ((16, 1), (32, 2), (64, 4), (128, 8))
+}
 CELL = (Config(BB=16, BH=32, BK=32, warps=4, stages=2),)
 GATES = (Config(BLOCK=256, warps=4, stages=2),)
 
@@ -244,8 +255,12 @@ def cell_forward_kernel(
         if BIAS:
             qz += tl.load(b_ptr + H + j, j < H, 0.0).to(tl.float32)[None, :]
             qn += tl.load(b_ptr + 2 * H + j, j < H, 0.0).to(tl.float32)[None, :]
-        xz = _input(x_ptr, xb, xi, w_ih_ptr, ij, ii, b_ih_ptr, 1, b, j, B, I, H, valid, INPUT, BIAS, PRECISION, BB, BH, BK)
-        xn = _input(x_ptr, xb, xi, w_ih_ptr, ij, ii, b_ih_ptr, 2, b, j, B, I, H, valid, INPUT, BIAS, PRECISION, BB, BH, BK)
+        xz = _input(
+            x_ptr, xb, xi, w_ih_ptr, ij, ii, b_ih_ptr, 1, b, j, B, I, H, valid, INPUT, BIAS, PRECISION, BB, BH, BK
+        )
+        xn = _input(
+            x_ptr, xb, xi, w_ih_ptr, ij, ii, b_ih_ptr, 2, b, j, B, I, H, valid, INPUT, BIAS, PRECISION, BB, BH, BK
+        )
         h = tl.load(h_ptr + b[:, None] * hb + j[None, :] * hj, valid, 0.0).to(tl.float32)
         r, z, n, new = _gru(x + q, xz + qz, xn, qn, h)
         if SAVE:

@@ -85,10 +85,14 @@ def conv_forward_kernel(
         sum = tl.zeros((BM, BN), tl.float32)
         for k0 in range(0, taps, BK):
             k = k0 + tl.arange(0, BK)
-            a = _patch(x_ptr, xn, xc, xh, xw, n, oh * SH - PT, ow * SW - PL, there, k, taps, group * C, H, W, DH, DW, KH, KW)
+            a = _patch(
+                x_ptr, xn, xc, xh, xw, n, oh * SH - PT, ow * SW - PL, there, k, taps, group * C, H, W, DH, DW, KH, KW
+            )
             c, kh, kw = _taps(k, KH, KW)
             of_tap = c * wc + kh * wh + kw * ww
-            b = tl.load(w_ptr + of_tap[:, None] + ((group * K + o) * wk)[None, :], (k < taps)[:, None] & (o < K)[None, :], 0.0)
+            b = tl.load(
+                w_ptr + of_tap[:, None] + ((group * K + o) * wk)[None, :], (k < taps)[:, None] & (o < K)[None, :], 0.0
+            )
             sum = tl.dot(a, b, sum, input_precision=PRECISION)
         sum += bias[None, :]
         # as max_pool2d: the first of equals, the last NaN, the first cell of a window of -inf
@@ -170,7 +174,9 @@ def conv_weight_kernel(
             y = tl.load(y_ptr + channel * yk + (n * yn + oh * yh + ow * yw)[None, :], valid, 0.0)
             a = tl.where(y <= 0, 0.0, a).to(a.dtype)
         if WEIGHT:
-            b = _patch(x_ptr, xn, xc, xh, xw, n, oh * SH - PT, ow * SW - PL, there, t, taps, group * C, H, W, DH, DW, KH, KW)
+            b = _patch(
+                x_ptr, xn, xc, xh, xw, n, oh * SH - PT, ow * SW - PL, there, t, taps, group * C, H, W, DH, DW, KH, KW
+            )
             product = tl.dot(a, b, product, input_precision=PRECISION)
         if SUMS:
             sums += tl.sum(a.to(tl.float32), 1)

@@ -24,7 +24,20 @@ except Exception as _error:
     raise
 
 __version__ = _library.VERSION
-__all__ = ["__version__", "backend", "convert", "explain", "export", "models", "native_nn", "nn", "packed", "revert", "tune", *_ops]
+__all__ = [
+    "__version__",
+    "backend",
+    "convert",
+    "explain",
+    "export",
+    "models",
+    "native_nn",
+    "nn",
+    "packed",
+    "revert",
+    "tune",
+    *_ops,
+]
 _LAZY = ("models", "native_nn", "nn", "course", "data", "export", "packed", "spec")
 
 

@@ -29,7 +29,19 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, triton_backend
 
-__all__ = ["Call", "Entry", "Table", "compare", "fastest", "keep", "measure", "measured", "record", "table_path", "tune"]
+__all__ = [
+    "Call",
+    "Entry",
+    "Table",
+    "compare",
+    "fastest",
+    "keep",
+    "measure",
+    "measured",
+    "record",
+    "table_path",
+    "tune",
+]
 
 FORMAT = 2
 #: Another than the first candidate is taken when that takes this much longer: repeated medians differ by 1-2 %.
@@ -305,7 +317,9 @@ def measure(call: Call, quick: bool = False) -> list[Entry]:
 
     (spec,) = (s for s in all_specs() if s.name == call.op)
     with _in_use(measure_kernels(spec, call, quick)) as below:
-        us = compare({name: _arm(spec.function, call, name) for name in ("auto" if below else "cpp", "torch")}, call, quick)
+        us = compare(
+            {name: _arm(spec.function, call, name) for name in ("auto" if below else "cpp", "torch")}, call, quick
+        )
     return [*below, Entry(*call.key, dict(zip(("ours", "torch"), us.values(), strict=True)))]
 
 

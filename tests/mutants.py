@@ -119,8 +119,20 @@ BUGS = (
         "const Mask<T> take = (v >= value) | (v != v);",
         VALUES + "pool",
     ),
-    Bug("the last K block overwrites", "csrc/cpu/gemm.h", "e.accumulate || !block.first", "e.accumulate", VALUES + "linear"),
-    Bug("a row of W for its neighbour", "csrc/cpu/gemm.h", "direct ? row[i][k]", "direct ? row[i / 2][k]", VALUES + "linear"),
+    Bug(
+        "the last K block overwrites",
+        "csrc/cpu/gemm.h",
+        "e.accumulate || !block.first",
+        "e.accumulate",
+        VALUES + "linear",
+    ),
+    Bug(
+        "a row of W for its neighbour",
+        "csrc/cpu/gemm.h",
+        "direct ? row[i][k]",
+        "direct ? row[i / 2][k]",
+        VALUES + "linear",
+    ),
     Bug(
         "W read as it lies, from its first column in each block",
         "csrc/cpu/gemm.h",
@@ -581,14 +593,30 @@ BUGS = (
         "dx[2] = dq[2] = dn;",
         "gru",
     ),
-    Bug("Triton: NaN stopped by ReLU", "kernels/_gemm.py", "tl.where(y <= 0, 0.0, a)", "tl.where(y > 0, a, 0.0)", "linear"),
+    Bug(
+        "Triton: NaN stopped by ReLU",
+        "kernels/_gemm.py",
+        "tl.where(y <= 0, 0.0, a)",
+        "tl.where(y > 0, a, 0.0)",
+        "linear",
+    ),
     Bug("Triton: last part of a sum lost", "kernels/_gemm.py", "range(0, K, BK)", "range(0, K - BK + 1, BK)", "linear"),
     Bug("Triton: the last of two equal cells wins", "kernels/maxpool2d.py", "(v > best)", "(v >= best)", "maxpool2d"),
     Bug("Triton: a window off the stride", "kernels/maxpool2d.py", "(top % SH == 0) & ", "", "maxpool2d"),
-    Bug("Triton: columns of padding lost", "kernels/conv2d.py", "ow * SW - PL, there, k", "ow * SW, there, k", "conv2d"),
-    Bug("Triton: a share starts late", "kernels/conv2d.py", "number * share + k0", "number * (share + 1) + k0", "conv2d"),
+    Bug(
+        "Triton: columns of padding lost", "kernels/conv2d.py", "ow * SW - PL, there, k", "ow * SW, there, k", "conv2d"
+    ),
+    Bug(
+        "Triton: a share starts late", "kernels/conv2d.py", "number * share + k0", "number * (share + 1) + k0", "conv2d"
+    ),
     Bug("Triton: reverse runs forward", "kernels/_steps.py", "t = T - 1 - i if REVERSE else i", "t = i", "rnn"),
-    Bug("Triton: ended sequences go on", "kernels/_steps.py", "tl.where(valid, new, h)", "tl.where(there, new, h)", "gru"),
+    Bug(
+        "Triton: ended sequences go on",
+        "kernels/_steps.py",
+        "tl.where(valid, new, h)",
+        "tl.where(there, new, h)",
+        "gru",
+    ),
     Bug(
         "Triton: reset and update gate swapped",
         "kernels/_steps.py",

@@ -23,7 +23,21 @@ def assert_refused(result, *words, code=2):
         assert word in result.output
 
 
-@pytest.mark.parametrize("args", [(), ("train",), ("train", "cnn"), ("info",), ("predict",), ("predict", "names"), ("course",), ("doctor",), ("selftest",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "args",
+    [
+        (),
+        ("train",),
+        ("train", "cnn"),
+        ("info",),
+        ("predict",),
+        ("predict", "names"),
+        ("course",),
+        ("doctor",),
+        ("selftest",),
+    ],
+    ids=" ".join,
+)
 def test_help(args):
     result = run(*args, "--help")
     assert result.exit_code == 0
@@ -33,7 +47,9 @@ def test_help(args):
 
 def test_main_help_names_every_command():
     output = run("--help").output
-    assert all(name in output for name in ("bench", "course", "doctor", "explain", "info", "predict", "selftest", "train"))
+    assert all(
+        name in output for name in ("bench", "course", "doctor", "explain", "info", "predict", "selftest", "train")
+    )
 
 
 def test_train_help_states_the_defaults():
@@ -93,7 +109,9 @@ def test_unknown_row_from_python():
 
 
 def test_wrong_command():
-    assert_refused(run("trian"), "No such command 'trian'", "bench, course, doctor, explain, info, predict, selftest, train")
+    assert_refused(
+        run("trian"), "No such command 'trian'", "bench, course, doctor, explain, info, predict, selftest, train"
+    )
 
 
 def test_wrong_row():

@@ -46,7 +46,9 @@ def test_the_reasons_are_the_ops_own(model):
 def test_what_was_measured_stands_beside_and_is_obeyed(model):
     with tuning.record() as calls:
         model(X)
-    slow, fast = (tuning.Entry(*call.key, {"ours": 7.0, "torch": t}) for call, t in zip(calls[:2], (5.0, 9.0), strict=True))
+    slow, fast = (
+        tuning.Entry(*call.key, {"ours": 7.0, "torch": t}) for call, t in zip(calls[:2], (5.0, 9.0), strict=True)
+    )
     tuning.Table({e.key: e for e in (slow, fast)}).activate()
     try:
         lines = torchsmith.explain(model, X)

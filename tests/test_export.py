@@ -229,3 +229,30 @@ def test_onnx_refuses_dropout_that_is_on():
     pytest.importorskip("onnxscript", reason="onnx and onnxscript are not installed")
     with pytest.raises(ValueError, match=r"gru: dropout is on: .*model.eval\(\)"):
         torchsmith.export.onnx(nn.GRU(3, 4, 2, dropout=0.5), (torch.randn(5, 2, 3),))
+
+
+def test_a_converted_model_goes_to_onnx_and_through_torch_export(tmp_path):
+    """A model of torch.nn alone, converted: standard ONNX ops with native's outputs, and our ops in torch.export's program."""
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    native = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 6, 5), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Flatten(2), torch.nn.GRU(16, 7)
+    ).eval()  # fmt: skip
+    x = torch.randn(3, 1, 12, 12)
+    expected = native(x)
+    exact = copy.deepcopy(native).double()(x.double())
+    converted = torchsmith.convert(native)
+    program = torch.export.export(converted, (x,))
+    assert {str(n.target).split(".")[1] for n in program.graph.nodes if "torchsmith" in str(n.target)} == {
+        "conv2d_forward", "gru_forward",
+    }  # fmt: skip
+    path = tmp_path / "model.onnx"
+    torchsmith.export.onnx(converted, (x,), path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    outputs = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    leaves = [expected[0], expected[1]]
+    for found, moved, b, c in zip(
+        outputs, torch.utils._pytree.tree_leaves(program.module()(x)), leaves, exact, strict=True
+    ):
+        compare(torch.from_numpy(found), b, c, "onnx")
+        compare(moved, b, c, "program")

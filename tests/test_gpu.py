@@ -23,7 +23,9 @@ def test_a_stage_that_fails_or_times_out_does_not_lose_the_others(tmp_path):
     out = tmp_path / "records" / "gpu.json"
     stages = [
         python("bad", "print('3 passed, 1 failed in 1s'); raise SystemExit(1)", read=gpu.pytest_counts),
-        python("slow", "import time; print('..F.\\n.s', flush=True); time.sleep(60)", seconds=2, read=gpu.pytest_counts),
+        python(
+            "slow", "import time; print('..F.\\n.s', flush=True); time.sleep(60)", seconds=2, read=gpu.pytest_counts
+        ),
         python("unreadable", "print('no json')", read=gpu.last_json),
         python("absent", "", tool="no-such-tool-here"),
         gpu.Stage("nowhere", ["/no/such/program"], 1),

@@ -136,7 +136,9 @@ def test_gru_sequence_by_hand():
 
 def test_a_large_recurrent_layer_needs_the_whole_grid():
     weights = [tensor(1024, 64), tensor(1024, 1024)]
-    steps = plan("rnn_forward", tensor(7, 3, 64), tensor(1, 3, 1024), weights, None, None, False, False, True, True, False)[-1]
+    steps = plan(
+        "rnn_forward", tensor(7, 3, 64), tensor(1, 3, 1024), weights, None, None, False, False, True, True, False
+    )[-1]
     assert steps["cooperative"] and steps["grid"][0] <= 132 and steps["flops"] == 2 * 7 * 3 * 1024 * 1024
 
 
@@ -271,7 +273,9 @@ def test_launches_are_those_on_record(everything):
     record = json.loads((ROOT / "bench/records/cuda_kernels.json").read_text())["kernels"]
     for lines in everything.values():
         for line in lines:
-            known = record.get(f"{SPECS[line.op].row}: {line.kernel}") or record[f"rnn: {line.kernel}"]  # as gru's products
+            known = (
+                record.get(f"{SPECS[line.op].row}: {line.kernel}") or record[f"rnn: {line.kernel}"]
+            )  # as gru's products
             if "steps" not in line.product:  # those grow with the hidden size
                 assert line.threads <= known["threads"] and line.shared <= known["shared"], line
             assert line.registers and 0 < line.occupancy <= 1, line

@@ -155,7 +155,9 @@ def test_every_op_obeys(name):
         call(x)
     (seen,) = calls
     assert seen.op == name.partition(" ")[0]
-    Table({seen.key: Entry(seen.op, describe(seen.arguments), seen.threads, seen.grad, {"ours": 2.0, "torch": 1.0})}).save()
+    Table(
+        {seen.key: Entry(seen.op, describe(seen.arguments), seen.threads, seen.grad, {"ours": 2.0, "torch": 1.0})}
+    ).save()
     Table.load().activate()
     call(x)
     assert torchsmith.explain() == dispatch.Decision(
