@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from ..autograd import applier, differentiable_gradients, records, transforms, wants_graph
-from ..dispatch import KNOWN, allow_tf32, autocast, direct, native_wins, recurrent_tf32, use_kernel
+from ..dispatch import KNOWN, allow_tf32, autocast, direct, leave, native_wins, recurrent_tf32, use_kernel
 from ..spec import fake, kernel, like
 from . import _recurrent_func as func
 from ._checks import same_device
@@ -64,8 +64,11 @@ def cell(row: Recurrent, input: Tensor, hx: Tensor, w_ih, w_hh, b_ih, b_hh, relu
     name, slower = row.cell_name, ""
     if name in KNOWN:
         slower = native_wins(name, (input, hx, w_ih, w_hh, b_ih, b_hh), row.nonlinearity(relu))
-    if not slower and direct(name, input, hx, w_ih, w_hh, b_ih, b_hh):
+    if direct(name, input, hx, w_ih, w_hh, b_ih, b_hh):
         try:
+            if slower:
+                leave(name, slower)
+                return row.native_cell(relu)(input, hx, w_ih, w_hh, b_ih, b_hh)
             if records(input, hx, w_ih, w_hh, b_ih, b_hh):
                 return _apply_cell(row, relu, input, hx, w_ih, w_hh, b_ih, b_hh)
             return row.cell_forward(input, hx, w_ih, w_hh, b_ih, b_hh, relu, False)[0]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..autograd import applier, differentiable_gradients, records, wants_graph
-from ..dispatch import KNOWN, autocast, automatic, by_default, direct, native_wins, use_kernel
+from ..dispatch import KNOWN, autocast, automatic, by_default, direct, leave, native_wins, use_kernel
 from ..dispatch import convolution_tf32 as allow_tf32
 from ..spec import OpSpec, fake, kernel, like, register
 from . import _conv2d_samples as cases
@@ -115,13 +115,17 @@ def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, po
         slower = _copied_layout(name, input, groups)
     if not (slower or pool) and by_default(name):
         slower = _rule(input, weight, stride, groups)
-    if not slower and input.dim() == 4 and direct(name, input, weight, bias):
+    if input.dim() == 4 and direct(name, input, weight, bias):
         try:
             short = _short(stride, padding, dilation)
             if short is not None:
+                geometry = (*short, groups, relu, pool or [])
+                if slower:
+                    leave(name, slower)
+                    return _reference(input, weight, bias, *geometry)
                 if records(input, weight, bias):
-                    return _apply(input, weight, bias, *short, groups, relu, pool or [])
-                return _forward(input, weight, bias, *short, groups, relu, pool or [])[0]
+                    return _apply(input, weight, bias, *geometry)
+                return _forward(input, weight, bias, *geometry)[0]
         except (RuntimeError, TypeError):
             pass  # said in words, or computed by ATen, below
     return _checked(name, input, weight, bias, stride, padding, dilation, groups, relu, pool, slower)

@@ -51,14 +51,15 @@ def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -
 
 def _linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     slower = native_wins(name, (input, weight, bias)) if name in KNOWN else ""
-    if not slower and direct(name, input, weight, bias):
+    if direct(name, input, weight, bias):
         try:
-            if not records(input, weight, bias):
-                return _forward(input, weight, bias, relu)
-            if not relu and input.numel() * weight.shape[0] <= FEW and by_default(name):
-                leave(name, "few multiply-adds: native's autograd node costs less than the kernel saves")
-                return F.linear(input, weight, bias)
-            return _apply(input, weight, bias, relu)
+            graph = records(input, weight, bias)
+            if graph and not relu and input.numel() * weight.shape[0] <= FEW and by_default(name):
+                slower = "few multiply-adds: native's autograd node costs less than the kernel saves"
+            if slower:
+                leave(name, slower)
+                return _reference(input, weight, bias, relu)
+            return (_apply if graph else _forward)(input, weight, bias, relu)
         except RuntimeError:
             pass  # said in words, or computed by ATen, below
     return _checked(name, input, weight, bias, relu, slower)
