@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..autograd import applier, records, wants_graph
-from ..dispatch import KNOWN, direct, native_wins, use_kernel
+from ..dispatch import KNOWN, direct, leave, native_wins, use_kernel
 from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, register
 
 _forward = kernel("maxpool2d_forward")
@@ -44,10 +44,13 @@ def max_pool2d(
     slower = ""
     if "max_pool2d" in KNOWN and not return_indices:
         slower = native_wins("max_pool2d", (input,), (kernel_size, stride or kernel_size, padding, dilation, ceil_mode))
-    if not slower and not return_indices and input.dim() == 4 and direct("max_pool2d", input):
+    if not return_indices and input.dim() == 4 and direct("max_pool2d", input):
         try:
             geometry = _short(kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode)
             if geometry is not None:
+                if slower:
+                    leave("max_pool2d", slower)
+                    return F.max_pool2d(input, *geometry)
                 return (_apply if records(input) else _forward)(input, *geometry)[0]
         except (RuntimeError, TypeError):
             pass  # said in words, or computed by ATen, below
