@@ -6,26 +6,13 @@ import re
 import pytest
 import torch
 from compare import compare
+from layers import EVERY, MODULES
 from torch import nn as plain
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from torchsmith import native_nn, nn
 from torchsmith.dispatch import explain
-
-MODULES = {
-    "Conv2d": ((2, 3, 3), {"padding": 1}, (2, 2, 6, 5)),
-    "Conv2dReLU": ((2, 3, 3), {}, (2, 2, 6, 5)),
-    "Conv2dReLUMaxPool2d": ((2, 3, 3), {}, (2, 2, 6, 6)),
-    "MaxPool2d": ((2,), {}, (2, 3, 6, 4)),
-    "Linear": ((5, 3), {}, (2, 5)),
-    "LinearReLU": ((5, 3), {}, (2, 5)),
-    "RNNCell": ((5, 3), {}, (2, 5)),
-    "GRUCell": ((5, 3), {}, (2, 5)),
-    "RNN": ((5, 3), {"num_layers": 2}, (4, 2, 5)),
-    "GRU": ((5, 3), {"num_layers": 2, "bidirectional": True}, (4, 2, 5)),
-}
-EVERY = pytest.mark.parametrize("name", MODULES)
 
 
 def made(name, library=nn, dtype=torch.float32):

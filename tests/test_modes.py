@@ -11,6 +11,7 @@ import warnings
 import pytest
 import torch
 from compare import compare
+from layers import EVERY, MODULES
 from torch import multiprocessing as mp
 from torch import nn as plain
 from torch.nn.utils import parametrizations, parametrize
@@ -19,19 +20,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torchsmith import native_nn, nn
 from torchsmith.dispatch import explain
 
-MODULES = {
-    "Conv2d": ((2, 3, 3), {"padding": 1}, (2, 2, 6, 5)),
-    "Conv2dReLU": ((2, 3, 3), {}, (2, 2, 6, 5)),
-    "Conv2dReLUMaxPool2d": ((2, 3, 3), {}, (2, 2, 6, 6)),
-    "MaxPool2d": ((2,), {}, (2, 3, 6, 4)),
-    "Linear": ((5, 3), {}, (2, 5)),
-    "LinearReLU": ((5, 3), {}, (2, 5)),
-    "RNNCell": ((5, 3), {}, (2, 5)),
-    "GRUCell": ((5, 3), {}, (2, 5)),
-    "RNN": ((5, 3), {"num_layers": 2}, (4, 2, 5)),
-    "GRU": ((5, 3), {"num_layers": 2, "bidirectional": True}, (4, 2, 5)),
-}
-EVERY = pytest.mark.parametrize("name", MODULES)
 WEIGHTED = pytest.mark.parametrize("name", [name for name in MODULES if name != "MaxPool2d"])
 
 
