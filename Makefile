@@ -12,7 +12,7 @@
 # TORCH=torch        the torch to install, any requirement pip takes; one that is installed already is kept
 # VENV=.venv         the environment
 # TEST_ARGS=...      arguments for pytest
-# RECORD=cpu-avx2    name of the record that `make record` keeps: cpu is quoted in full, cpu-<machine> by its models
+# RECORD=cpu-avx2    name of the record that `make record` keeps: cpu, or cpu-<machine> for another
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0

@@ -20,9 +20,8 @@ from torchsmith.spec import all_specs
 
 __all__ = ["figures", "gpu", "render", "replace_block", "support"]
 
-#: Rows of one mode each that README quotes; the record holds all. Of other machines only the models.
-MODELS = (("model", "training step"), ("converted", "training step"))
-QUOTED = (*MODELS, ("op", "forward+backward"))
+#: Rows of one mode each that README quotes; the record holds all.
+QUOTED = (("model", "training step"), ("converted", "training step"))
 
 
 def support() -> str:
@@ -44,31 +43,28 @@ def support() -> str:
 
 
 def figures(record: Path) -> str:
-    """The quoted tables of a recorded run, and where and when it ran; then the models of the runs kept beside it.
+    """Of a recorded run, and of those kept beside it: where and when it ran, the models, and how all else went.
 
     Beside ``cpu.json`` those are ``cpu-<machine>.json``.
     """
-    others = sorted(record.parent.glob(f"{record.stem}-*.json"))
-    return "\n".join([_quoted(record, QUOTED), *(_quoted(other, MODELS) for other in others)])
+    return "\n".join(_quoted(path) for path in (record, *sorted(record.parent.glob(f"{record.stem}-*.json"))))
 
 
-def _quoted(record: Path, kinds: tuple[tuple[str, str], ...]) -> str:
+def _quoted(record: Path) -> str:
     data = report.load(record)
     where = report.sentence(data["environment"])
     parts = [f"{where}; 1 thread, float32; ratio = native / ours; measured {data['when'][:10]}.\n"]
-    for kind, mode in kinds:
+    for kind, mode in QUOTED:
         rows = [
             r
             for r in data["rows"]
             if (r["kind"], r["mode"], r["threads"], r["dtype"]) == (kind, mode, 1, "float32") and report.plain(r, data)
         ]
         if rows:
-            of = (
-                " of models converted by `torchsmith.convert` and tuned by `torchsmith.tune`"
-                if kind == "converted"
-                else ""
-            )
-            parts.append(f"{mode.capitalize()}{of}:\n\n{report.table(rows)}")
+            converted = " of models converted by `torchsmith.convert` and tuned by `torchsmith.tune`"
+            parts.append(f"{mode.capitalize()}{converted if kind == 'converted' else ''}:\n\n{report.table(rows)}")
+    listed = f"`torchsmith bench --from bench/records/{record.name}` prints each, ops and losses too."
+    parts.append(f"{report.summary(data)} {listed}\n")
     return "\n".join(parts)
 
 
