@@ -24,7 +24,7 @@ def test_a_stage_that_fails_or_times_out_does_not_lose_the_others(tmp_path):
     stages = [
         python("bad", "print('3 passed, 1 failed in 1s'); raise SystemExit(1)", read=gpu.pytest_counts),
         python(
-            "slow", "import time; print('..F.\\n.s', flush=True); time.sleep(60)", seconds=2, read=gpu.pytest_counts
+            "slow", "import time; print('..F.\\n.s', flush=True); time.sleep(60)", seconds=6, read=gpu.pytest_counts
         ),
         python("unreadable", "print('no json')", read=gpu.last_json),
         python("absent", "", tool="no-such-tool-here"),
@@ -62,7 +62,7 @@ def test_the_package_laid_out_can_be_imported(tmp_path):
 
 
 def test_the_timing_loop_on_cpu_tensors():
-    rows = list(gpu_times.measure(torch.device("cpu"), limit=2, rounds=1, calls=1))
+    rows = list(gpu_times.measure(torch.device("cpu"), limit=8, rounds=1, calls=1))
     timed = [row for row in rows if "us" in row]
     assert timed and all(set(row["us"]) == {"ours", "native"} and min(row["us"].values()) > 0 for row in timed)
     assert all("time was up" in row["error"] for row in rows if "us" not in row)
