@@ -104,7 +104,8 @@ def measure(device: torch.device, limit: float = 100, dtype: torch.dtype = torch
                     if time.monotonic() > end:
                         yield {**row, "error": "not measured: the time was up"}
                         continue
-                    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+                    if device.type == "cuda":
+                        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
                     try:
                         arms, missing = arms_of(spec, case, mode, dtype, device)
                         yield {**row, "us": medians(arms, device, **plan), "missing": missing}

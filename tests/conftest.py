@@ -12,6 +12,10 @@ os.environ["TORCHSMITH_CACHE"] = _CACHE.name
 if os.environ.pop("PYTEST_XDIST_WORKER", None):
     torch.set_num_threads(1)
 
+# TF32 is another contract. Set before the databases of torch.testing are imported, which forbid setting it.
+if os.environ.get("TORCHSMITH_TEST_DEVICE", "cpu").startswith("cuda"):
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
 
 @pytest.fixture(autouse=True)
 def _seed():
@@ -40,7 +44,6 @@ def pytest_collection_modifyitems(items):
     from torchsmith import _native
     from torchsmith.dispatch import _device_has_kernels
 
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     for item in items:
         given = getattr(item, "callspec", None)
         given = given.params if given else {}
