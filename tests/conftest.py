@@ -1,3 +1,4 @@
+import gc
 import os
 import tempfile
 
@@ -19,7 +20,9 @@ if os.environ.get("TORCHSMITH_TEST_DEVICE", "cpu").startswith("cuda"):
 
 @pytest.fixture(autouse=True)
 def _seed():
-    torch.manual_seed(0)
+    from torchsmith.contract import seed
+
+    seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +32,16 @@ def _backend_is_left_as_it_was():
     yield
     assert dispatch._active == "auto", "a test left another backend set"
     assert not dispatch.KNOWN, "a test left a table of measurements in use"
+
+
+def pytest_collection_finish():
+    """The million objects of torch and of thousands of tests stay: no need to walk over them again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -1,15 +1,16 @@
 """The samples as the contract tests take them: where they are made, and a readable id for each."""
 
 import os
+import zlib
 
 import pytest
 import torch
 
 from torchsmith import contract
-from torchsmith.contract import SEED, Call, keeping_layout
+from torchsmith.contract import SEED, Call, keeping_layout, seed
 from torchsmith.spec import FLOATS, all_specs
 
-__all__ = ["DEVICE", "SEED", "Call", "cases", "keeping_layout", "samples_of"]
+__all__ = ["DEVICE", "SEED", "Call", "cases", "in_turn", "keeping_layout", "samples_of", "seed"]
 
 #: Where the samples are made; `make gpu` says cuda.
 DEVICE = torch.device(os.environ.get("TORCHSMITH_TEST_DEVICE", "cpu"))
@@ -17,6 +18,18 @@ DEVICE = torch.device(os.environ.get("TORCHSMITH_TEST_DEVICE", "cpu"))
 
 def samples_of(spec, dtype):
     return contract.samples_of(spec, dtype, DEVICE)
+
+
+def in_turn(spec, samples: dict):
+    """Of ``samples`` (op -> its samples) those of ``spec`` that are its turn: ops which share their kernels have most samples
+    in common, and what does not depend on the op need not be tested on each with each."""
+    sharing = {name: {sample.name for sample in those} for name, those in samples.items()}
+    found = []
+    for sample in samples[spec.name]:
+        takers = sorted(name for name, names in sharing.items() if sample.name in names)
+        if takers[zlib.crc32(sample.name.encode()) % len(takers)] == spec.name:
+            found.append(sample)
+    return found
 
 
 def cases(dtypes=FLOATS, differentiable=False):

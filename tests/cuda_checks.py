@@ -16,7 +16,7 @@ import cuda_host
 import pytest
 import torch
 from compare import compare
-from contract import SEED, Call, samples_of
+from contract import SEED, Call, in_turn, samples_of, seed
 
 from torchsmith.dispatch import backend
 from torchsmith.ops import _recurrent
@@ -30,7 +30,7 @@ MODULE = importlib.import_module(f"torchsmith.ops.{ROW}")
 def extra_samples(spec, dtype):
     if not (Path(__file__).parent / "cuda_rows" / f"{ROW}.py").is_file():
         return []
-    torch.manual_seed(SEED)
+    seed(SEED)
     # A row whose ops take different arguments gives samples by op.
     samples = importlib.import_module(f"cuda_rows.{ROW}").samples(dtype)
     return list(samples[spec.name] if isinstance(samples, dict) else samples)
@@ -44,13 +44,24 @@ def size(sample):
     return sum(t.numel() for t in Call(sample).tensors)
 
 
-def small_samples(spec, dtype, of=every_sample):
-    """Without the largest, which are executed in every order by other tests: threads that are fibers take seconds."""
-    return [sample for sample in of(spec, dtype) if size(sample) <= 10**6]
+def sharing(spec):
+    return [other for other in SPECS if other.kernels == spec.kernels]
 
 
-def small_own_samples(spec, dtype):
-    return small_samples(spec, dtype, samples_of)
+def own_in_turn(spec, dtype):
+    """None of the largest: threads that are fibers take seconds, and other tests execute every sample."""
+    return [s for s in in_turn(spec, {o.name: samples_of(o, dtype) for o in sharing(spec)}) if size(s) <= 10**5]
+
+
+def every_in_turn(spec, dtype):
+    return [s for s in in_turn(spec, {o.name: every_sample(o, dtype) for o in sharing(spec)}) if size(s) <= 10**6]
+
+
+def all_or_in_turn(spec, dtype):
+    """float64 and float16 take float32's and bfloat16's code."""
+    if dtype in (torch.float32, torch.bfloat16):
+        return every_sample(spec, dtype)
+    return in_turn(spec, {o.name: every_sample(o, dtype) for o in sharing(spec)})
 
 
 def cases(dtypes=FLOATS, of=every_sample):
@@ -92,9 +103,9 @@ def same_bits(one, other):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, "thread orders give different bits: a race"
 
 
-@pytest.mark.parametrize("spec, sample", cases())
+@pytest.mark.parametrize("spec, sample", cases(of=all_or_in_turn))
 def test_values_in_every_order(spec, sample):
-    """float64 and float16 take float32's and bfloat16's code: an order each is enough for them.
+    """An order is enough for float64 and float16.
 
     Of the others' orders two are compared; the third, ascending, is that of every test below.
     """
@@ -146,7 +157,7 @@ def factors_are_given(sample):
     [
         pytest.param(device, *case.values, id=f"{device}-{case.id}")
         for device in cuda_host.DEVICES
-        for case in cases((torch.bfloat16,), of=small_samples if device == "h200" else extra_samples)
+        for case in cases((torch.bfloat16,), of=every_in_turn if device == "h200" else extra_samples)
     ],
 )
 def test_values_in_tf32(device, spec, sample, monkeypatch):
@@ -168,7 +179,7 @@ def test_values_in_tf32(device, spec, sample, monkeypatch):
         same_bits(results[0], other)
 
 
-@pytest.mark.parametrize("spec, sample", cases((torch.float32,), of=small_own_samples))
+@pytest.mark.parametrize("spec, sample", cases((torch.float32,), of=own_in_turn))
 def test_every_subset_of_gradients(spec, sample):
     call = Call(sample)
     count = len(call.tensors)

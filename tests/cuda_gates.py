@@ -93,7 +93,7 @@ def instructions(library: Path, arch: str, wanted: tuple[str, ...]) -> dict[str,
     text = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}).stdout
     parts = re.split(r"Function : (\S+)", text)[1:]
     names, bodies = demangle(parts[::2]), parts[1::2]
-    return {n: {w: len(re.findall(rf"\b{w}\b", b)) for w in wanted} for n, b in zip(names, bodies, strict=True)}
+    return {n: {w: b.count(f" {w}") for w in wanted} for n, b in zip(names, bodies, strict=True)}
 
 
 def main() -> None:

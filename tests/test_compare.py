@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from compare import compare
+from compare import compare, nudged
 
 
 @pytest.fixture
@@ -52,6 +52,23 @@ def test_wrong_is_rejected(triple, spoil):
     spoil(ours)
     with pytest.raises(AssertionError):
         compare(ours, native, exact)
+
+
+def test_the_worst_of_several_native_results_counts(triple):
+    ours, native, exact = triple
+    off = ours + 1e-4
+    with pytest.raises(AssertionError):
+        compare(off, [native, native], exact)
+    compare(off, [native, native + 1e-4], exact)
+
+
+def test_nudged_moves_each_value_by_a_bit_at_most():
+    for dtype, integers in ((torch.float32, torch.int32), (torch.float16, torch.int16), (torch.bfloat16, torch.int16)):
+        values = torch.randn(1000).to(dtype)
+        values[:2] = torch.tensor([0.0, float("inf")])
+        moved = nudged(values)
+        assert set((moved.view(integers) - values.view(integers)).tolist()) == {-1, 0, 1}
+        assert torch.equal(moved[:2], values[:2])
 
 
 def test_lost_nan_is_rejected(triple):

@@ -18,17 +18,9 @@ ROWS = cuda_host.rows()
 
 def run_row(row: str) -> subprocess.CompletedProcess:
     cuda_host.build(row)  # outside of the sanitizers' process
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "--no-header",
-        "tests/cuda_checks.py",
-    ]
+    # Of the plugins none is used, and hypothesis' takes seconds to import.
+    plugins = [f"-pno:{name}" for name in ("cacheprovider", "hypothesispytest", "xdist", "benchmark")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *plugins, "tests/cuda_checks.py"]
     environment = {**cuda_host.environment(), "TORCHSMITH_TEST_ROW": row}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 

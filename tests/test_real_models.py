@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from compare import compare
+from compare import compare, nudged
 from torch.nn.functional import cross_entropy
 
 import torchsmith
@@ -34,14 +34,13 @@ class Case:
     make: Callable[[], torch.nn.Module]
     batch: Callable[[], tuple[tuple[torch.Tensor, ...], torch.Tensor]]
     verdicts: dict[str, int]  #: of layers, as explain tells them
-    normalised: bool = False  #: has batch normalisation
     lr: float = 1e-3
 
 
 CASES = {
-    "ResNet-18": Case(real.ResNet18, pictures(40), {"swapped": 22, "fused": 0}, normalised=True),
+    "ResNet-18": Case(real.ResNet18, pictures(40), {"swapped": 22, "fused": 0}),
     "VGG-16": Case(lambda: real.VGG16(pooled=1, hidden=256), pictures(32), {"swapped": 1, "fused": 35}, lr=1e-9),
-    "MobileNetV2": Case(real.MobileNetV2, pictures(40, 4), {"swapped": 53, "fused": 0}, normalised=True),
+    "MobileNetV2": Case(real.MobileNetV2, pictures(40, 4), {"swapped": 53, "fused": 0}),
     "GoogLeNet": Case(real.GoogLeNet, pictures(40), {"swapped": 14, "fused": 114}),
     "LeNet-5": Case(real.LeNet5, pictures(28, 4, 1), {"swapped": 1, "fused": 5}),
     "MLP": Case(real.PlainMLP, lambda: ((torch.randn(5, 784),), torch.randint(10, (5,))), {"swapped": 1, "fused": 6}),
@@ -106,32 +105,35 @@ def trained(module, inputs, target, lr):
     return results | {f"{k} after three steps": v for k, v in after.items()}
 
 
-def three_arms(case):
-    """Results of the converted model, of native, and of native in float64, from the same weights."""
+def arms(case):
+    """Results of the converted model, of native three times, and of native in float64, from the same weights.
+
+    The second and third time native's weights and inputs differ in their last bit. Of the hundreds of results of a model
+    some come out better than they deserve in one run: normalisation magnifies rounding (the gradient of a bias in front of it
+    is nothing else), and then twice the error of that run is no measure.
+    """
     native = case.make()
     inputs, target = case.batch()
     away_from_kinks(native, inputs)
     exact = copy.deepcopy(native).double()
     ours = torchsmith.convert(copy.deepcopy(native), inplace=True)
-    return [trained(m, v, target, case.lr) for m, v in ((ours, inputs), (native, inputs), (exact, widened(inputs)))]
+    others = [copy.deepcopy(native) for _ in range(2)]
+    for other in others:
+        for p in other.parameters():
+            p.data = nudged(p.data)
+    moved = [tuple(nudged(v) if v.is_floating_point() else v for v in inputs) for _ in others]
+
+    def run(model, inputs):
+        return trained(model, inputs, target, case.lr)
+
+    natives = [run(native, inputs), *map(run, others, moved)]
+    return run(ours, inputs), natives, run(exact, widened(inputs))
 
 
 def test_training_gives_native_s_numbers(case):
-    """The rule of compare.py for every result; behind batch normalisation for nineteen of twenty, and eight times it for all.
-
-    Normalisation magnifies rounding (the gradient of a bias in front of it is nothing else), and of 420 results that are
-    largely magnified rounding some miss twice native's error by luck: tried, up to 11 of 421, with up to 4.7 times its error.
-    """
-    found = three_arms(case)
-    missed = []
-    for what, exact in found[2].items():
-        ours, native = found[0][what], found[1][what]
-        try:
-            compare(ours, native, exact, what)
-        except AssertionError as why:
-            missed.append(str(why))
-            compare(ours, (exact + 8 * (native - exact)).to(native.dtype), exact, what)
-    assert len(missed) <= (len(found[2]) // 20 if case.normalised else 0), "\n".join(missed)
+    ours, natives, exact = arms(case)
+    for what, value in exact.items():
+        compare(ours[what], [native[what] for native in natives], value, what)
 
 
 def test_inference_gives_native_s_numbers(case):
