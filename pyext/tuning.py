@@ -4,7 +4,7 @@ An entry is a call's arguments as far as they matter (sizes, dtypes, layouts, de
 autograd) and a median for each candidate. Three kinds of calls have candidates: a public op has our kernels and native; a
 native op has its C++ and its Triton kernel, where both run; a Triton kernel has its configurations (tuning_kernels.py).
 A call with the same arguments takes the fastest; a call between the sizes measured takes what the measured ones of its size
-class take together. Without an entry, the first candidate is taken.
+class take together. Without an entry, the first candidate is taken. Of equals native is, so that ``auto`` never loses to it.
 
 The table is one JSON file in the user's cache folder (``TORCHSMITH_CACHE`` names another). It holds for one torch, one
 torchsmith, one processor and instruction set; another's is ignored, and replaced by the next measuring.
@@ -44,8 +44,11 @@ __all__ = [
 ]
 
 FORMAT = 2
-#: Another than the first candidate is taken when that takes this much longer: repeated medians differ by 1-2 %.
+#: Another than native, or than the first candidate, is taken when that takes this much longer: repeated medians differ by
+#: 1-2 %.
 MARGIN = 1.03
+#: Candidates nearer to each other than this are measured again, for longer.
+NEAR = 1.1
 #: Calls whose choice is remembered; beyond that (lengths that never repeat) it is forgotten and looked up again.
 REMEMBERED = 10_000
 
@@ -98,7 +101,9 @@ class Entry:
     arguments: Any  #: described
     threads: int
     grad: bool
-    us: dict[str, float]  #: candidate -> median in microseconds; the first is taken unless another is faster
+    us: dict[
+        str, float
+    ]  #: candidate -> median in microseconds; native, else the first, is taken unless another is faster
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -110,9 +115,9 @@ class Entry:
 
 
 def fastest(us: dict[str, float]) -> str:
-    """The candidate to take: the first, unless the best of the others is faster by more than the noise of measuring."""
-    first, best = next(iter(us)), min(us, key=us.__getitem__)
-    return best if us[first] >= MARGIN * us[best] else first
+    """The candidate to take: native, else the first, unless the best of the others is faster by more than measuring's noise."""
+    kept, best = "torch" if "torch" in us else next(iter(us)), min(us, key=us.__getitem__)
+    return best if us[kept] >= MARGIN * us[best] else kept
 
 
 # ------------------------------------------------------------------------------------------------ the table
@@ -254,7 +259,8 @@ class Known:
         best, first = fastest(us), next(iter(us))
         if best == first:
             return ""
-        return f"{self.others_are} is faster for {what}: measured {us[best]:.3g} us against {us[first]:.3g} us"
+        how = "faster" if us[first] >= MARGIN * us[best] else "as fast as ours"
+        return f"{self.others_are} is {how} for {what}: measured {us[best]:.3g} us against {us[first]:.3g} us"
 
 
 def _quick(value: Any) -> Any:
@@ -366,6 +372,9 @@ def compare(arms: dict[str, Callable[[int], None]], call: Call, quick: bool) -> 
     with harness.threads(call.threads):
         for name, arm in others:
             times = harness.interleave(harness.Pair(ours=base, native=arm), plan)
+            if not quick and 1 / NEAR < times.ratio < NEAR:
+                longer = replace(plan, budget_s=4 * plan.budget_s, max_rounds=4 * plan.max_rounds)
+                times = harness.interleave(harness.Pair(ours=base, native=arm), longer)
             median = statistics.median(times.ours) * 1e6
             us.setdefault(first, median)
             us[name] = us[first] * times.ratio  # by the ratio, which is steadier than figures of different moments
