@@ -247,6 +247,18 @@ with FakeTensorMode(), torchsmith.backend("cpp"):
     assert torchsmith.max_pool2d(image, 2).is_contiguous(memory_format=torch.channels_last)
     torch.backends.cuda.matmul.allow_tf32 = True
     assert torchsmith.dispatch.allow_tf32(x) and not torchsmith.dispatch.allow_tf32(x.double())
+def empty(*shape):
+    return torch.empty(shape, device="cuda")
+for dtype in (torch.float16, torch.bfloat16):
+    with FakeTensorMode(), torch.no_grad(), torchsmith.backend("cpp"):
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", dtype)
+        h = torchsmith.gru_cell(empty(2, 5), empty(2, 3), empty(9, 5), empty(9, 3), empty(9), empty(9))
+        assert h.dtype == dtype and torchsmith.explain().implementation == "cpp", (h.dtype, torchsmith.explain())
+        weights = [empty(9, 5), empty(9, 3), empty(9), empty(9)]
+        y, hn = torchsmith.gru(empty(4, 2, 5), empty(1, 2, 3), weights)
+        assert y.dtype == hn.dtype == dtype and torchsmith.explain().implementation == "cpp", (y.dtype, torchsmith.explain())
+        torch.set_autocast_enabled("cuda", False)
 print(*names)
 """
 

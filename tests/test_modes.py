@@ -79,6 +79,39 @@ def test_autocast(name):
         assert tree_leaves(made(name)[0](x))[0].dtype == torch.float32
 
 
+@pytest.fixture
+def autocast_of_cuda(request):
+    """CUDA's autocast switched on as torch.autocast does, which asks for a GPU first."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", request.param)
+    try:
+        yield request.param
+    finally:
+        torch.set_autocast_enabled("cuda", before[0])
+        torch.set_autocast_dtype("cuda", before[1])
+        torch.clear_autocast_cache()
+
+
+@EVERY
+@pytest.mark.parametrize("autocast_of_cuda", [torch.float16, torch.bfloat16], indirect=True, ids=str)
+def test_autocast_of_cuda_tensors(name, autocast_of_cuda):
+    """Without a GPU: fake tensors have devices, dtypes and shapes, and no values. Forward; autograd asks for the device."""
+    from torch._subclasses import FakeTensorMode
+
+    if name in ("GRU", "GRUCell"):
+        pytest.skip("native's has no fake kernel; ours: test_cuda_build.py")
+    found = []
+    for library in (nn, native_nn):
+        module, x = made(name, library)
+        with FakeTensorMode(), torch.no_grad():
+            parameters = {k: torch.empty(p.shape, device="cuda") for k, p in module.named_parameters()}
+            outputs = torch.func.functional_call(module, parameters, torch.empty(x.shape, device="cuda"))
+        found.append([(t.shape, t.dtype, t.device.type) for t in tree_leaves(outputs)])
+    assert found[0] == found[1]
+    assert found[0][0][1:] == (torch.float32 if name == "MaxPool2d" else autocast_of_cuda, "cuda")
+
+
 @pytest.mark.parametrize("inner", ["vmap", "checkpoint"])
 def test_autocast_around(inner):
     module, x = made("RNN")
