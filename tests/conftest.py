@@ -73,3 +73,18 @@ def _no_rules(monkeypatch):
     from torchsmith import dispatch
 
     monkeypatch.setattr(dispatch, "RULES", False)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How much of PyTorch's own databases was gone through, op by op."""
+    counts = {}
+    for report in terminalreporter.getreports("passed"):
+        for what, count in report.user_properties:
+            if "test_databases" in report.nodeid:
+                name = report.nodeid.partition("[")[2].rstrip("]").partition("-")[0]
+                of_op = counts.setdefault(name, {})
+                of_op[what] = of_op.get(what, 0) + count
+    if counts:
+        terminalreporter.section("PyTorch's databases: what passed")
+        for name, of_op in sorted(counts.items()):
+            terminalreporter.line(f"{name}: " + ", ".join(f"{count} {what}" for what, count in sorted(of_op.items())))
