@@ -1,8 +1,8 @@
 """Choosing an implementation of an op, and saying why.
 
 ``cpp`` is the C++ library (CPU; CUDA where built), ``triton`` the Triton kernels (CUDA), ``torch`` is ATen through the op's
-reference. ``auto`` takes ``cpp`` where the library has a kernel for the device and dtype, unless a measurement on this machine (tuning.py) says that
-``torch`` is faster for the call's shapes; else ``torch``. Of ``cpp`` and ``triton`` kernels on a GPU it takes, for each
+reference. ``auto`` takes ``cpp`` where the library has a kernel for the device and dtype, unless a measurement on this machine
+(tuning.py) says that ``torch`` is as fast for the call's shapes; else ``torch``. Of ``cpp`` and ``triton`` kernels on a GPU it takes, for each
 native op, the one measured to be faster, and ``cpp`` without a measurement.
 """
 

@@ -167,7 +167,6 @@ def test_samples(name, dtype, record_property):
         kernels += explain().implementation == "cpp"
         count += 1
     record_property("samples", count)
-    print(f"{name} {dtype}: {count} samples of the database right, {kernels} by a kernel")
     assert count >= least[dtype != torch.float32]
     assert kernels == count, "all of them are a kernel's"
 
@@ -196,7 +195,6 @@ def test_error_inputs(name, record_property):
         with pytest.raises(error.error_type, match=error.error_regex):
             ours(sample.input, *sample.args, **sample.kwargs)
     record_property("errors", len(errors))
-    print(f"{name}: {len(errors)} error inputs of the database right")
     assert len(errors) >= 7
 
 
@@ -272,7 +270,6 @@ def test_modules(name, dtype, record_property):
             torch.testing.assert_close(ours(*inputs, **keywords), given.reference_fn(ours, *inputs, **keywords))
         count += 1
     record_property("module inputs", count)
-    print(f"{name} {dtype}: {count} module inputs of the database right, and their non-contiguous twins")
     assert count >= MODULES[name][dtype != torch.float32]
 
 
@@ -290,5 +287,4 @@ def test_module_error_inputs(name, record_property):
             if error.error_on == modules.ModuleErrorEnum.FORWARD_ERROR:
                 module(*given.forward_input.args, **given.forward_input.kwargs)
     record_property("errors", len(errors))
-    print(f"{name}: {len(errors)} error inputs of the database right")
     assert errors

@@ -41,7 +41,9 @@ class Case:
 
 CASES = {
     "ResNet-18": Case(real.ResNet18, pictures(40), {"swapped": 22, "fused": 0}, runs=6),
-    "VGG-16": Case(lambda: real.VGG16(pooled=1, hidden=256), pictures(32), {"swapped": 1, "fused": 35}, 6, part=1e-3),
+    "VGG-16": Case(
+        lambda: real.VGG16(pooled=1, hidden=256), pictures(32), {"swapped": 1, "fused": 35}, runs=6, part=1e-3
+    ),
     "MobileNetV2": Case(real.MobileNetV2, pictures(40, 4), {"swapped": 53, "fused": 0}, runs=6),
     "GoogLeNet": Case(real.GoogLeNet, pictures(40), {"swapped": 14, "fused": 114}),
     "LeNet-5": Case(real.LeNet5, pictures(28, 4, 1), {"swapped": 1, "fused": 5}),
