@@ -10,10 +10,13 @@ from torchsmith import contract
 from torchsmith.contract import SEED, Call, keeping_layout, seed
 from torchsmith.spec import FLOATS, all_specs
 
-__all__ = ["DEVICE", "SEED", "Call", "cases", "in_turn", "keeping_layout", "samples_of", "seed"]
+__all__ = ["DEVICE", "PLUGINS_OFF", "SEED", "Call", "cases", "in_turn", "keeping_layout", "samples_of", "seed"]
 
 #: Where the samples are made; `make gpu` says cuda.
 DEVICE = torch.device(os.environ.get("TORCHSMITH_TEST_DEVICE", "cpu"))
+
+#: For a pytest in a process of its own: it uses none of these, and hypothesis takes seconds to import.
+PLUGINS_OFF = [f"-pno:{name}" for name in ("cacheprovider", "hypothesispytest", "xdist", "benchmark")]
 
 
 def samples_of(spec, dtype):

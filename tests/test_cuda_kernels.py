@@ -11,6 +11,7 @@ from pathlib import Path
 import cuda_host
 import pytest
 import torch
+from contract import PLUGINS_OFF
 
 ROOT = Path(__file__).parents[1]
 ROWS = cuda_host.rows()
@@ -18,9 +19,7 @@ ROWS = cuda_host.rows()
 
 def run_row(row: str) -> subprocess.CompletedProcess:
     cuda_host.build(row)  # outside of the sanitizers' process
-    # Of the plugins none is used, and hypothesis' takes seconds to import.
-    plugins = [f"-pno:{name}" for name in ("cacheprovider", "hypothesispytest", "xdist", "benchmark")]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *plugins, "tests/cuda_checks.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *PLUGINS_OFF, "tests/cuda_checks.py"]
     environment = {**cuda_host.environment(), "TORCHSMITH_TEST_ROW": row}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 

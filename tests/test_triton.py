@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from contract import PLUGINS_OFF
 
 import torchsmith
 from torchsmith import triton_backend
@@ -16,8 +17,6 @@ from torchsmith.spec import all_specs
 ROOT = Path(__file__).parents[1]
 ROWS = sorted(p.stem for p in (ROOT / "kernels").glob("[!_]*.py"))
 triton_needed = pytest.mark.skipif(bool(triton_backend.absent()), reason=triton_backend.absent())
-#: None is used in these processes, and hypothesis' takes seconds to import.
-PLUGINS = [f"-pno:{name}" for name in ("cacheprovider", "hypothesispytest", "xdist", "benchmark")]
 #: bytes of shared memory that a block may have
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
@@ -31,7 +30,7 @@ def run(command, **environment):
 @pytest.mark.parametrize("row", [pytest.param(r, marks=pytest.mark.minutes(2 if r == "conv2d" else 1)) for r in ROWS])
 def test_row_interpreted_and_compiled(row, tmp_path):
     """float32 and float16 by the interpreter; those, TF32 and bfloat16 (compiled alone) to cubin."""
-    launches, pytest_line = tmp_path / "launches.json", ["-m", "pytest", "-q", "-x", *PLUGINS]
+    launches, pytest_line = tmp_path / "launches.json", ["-m", "pytest", "-q", "-x", *PLUGINS_OFF]
     checks = {"TRITON_INTERPRET": "1", "TORCHSMITH_TEST_ROW": row, "TORCHSMITH_TEST_OUT": str(launches)}
     done = run([*pytest_line, "tests/triton_checks.py"], **checks)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
@@ -55,7 +54,7 @@ def test_row_interpreted_and_compiled(row, tmp_path):
 @pytest.mark.parametrize("checks, interpret", [("triton_tuning", "1"), ("triton_launches", "0")])
 def test_choosing_and_launching(checks, interpret, tmp_path):
     """In processes of their own: one interprets, the other has a driver that only writes down what it would launch."""
-    command = ["-m", "pytest", "-q", *PLUGINS, f"tests/{checks}.py"]
+    command = ["-m", "pytest", "-q", *PLUGINS_OFF, f"tests/{checks}.py"]
     done = run(command, TRITON_INTERPRET=interpret, TRITON_CACHE_DIR=str(tmp_path))
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-6000:] + done.stderr[-2000:]
 
