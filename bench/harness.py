@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import gc
 import os
 import platform
@@ -327,13 +328,18 @@ class Times:
     native: list[float] = field(default_factory=list)
 
     @property
+    def ratios(self) -> list[float]:
+        """Of each round, native/ours: both ran within milliseconds, whatever the machine's clock did in between rounds."""
+        return [n / o for n, o in zip(self.native, self.ours, strict=True)]
+
+    @property
     def ratio(self) -> float:
-        return statistics.median(self.native) / statistics.median(self.ours)
+        return statistics.median(self.ratios)
 
 
 def ratio_of(times: Times) -> dict[str, float]:
-    """The ratio of medians (native/ours: above 1 ours is faster) and the quartiles of the rounds' own ratios."""
-    low, high = quartiles([n / o for n, o in zip(times.native, times.ours, strict=True)])
+    """Median and quartiles of the rounds' ratios (native/ours: above 1 ours is faster)."""
+    low, high = quartiles(times.ratios)
     return {"ratio": times.ratio, "ratio_low": low, "ratio_high": high}
 
 
@@ -345,6 +351,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 def interleave(pair: Pair, plan: Plan | None = None, tick: Callable[[], None] | None = None) -> Times:
     """Times both arms by turns. ``tick`` is called after each round."""
     times = Times()
+    _settle_allocator()
     with quiet():
         calls, rounds = (plan or Plan()).calls_and_rounds(pair)
         for _ in range(rounds):
@@ -355,6 +362,16 @@ def interleave(pair: Pair, plan: Plan | None = None, tick: Callable[[], None] | 
             if tick:
                 tick()
     return times
+
+
+@functools.cache
+def _settle_allocator() -> None:
+    """Puts glibc's malloc in the state of a process that has freed a large tensor once, as training soon has.
+
+    Up to then a tensor of some MB is mapped and zeroed by the kernel at each call, or not, as other sizes before it had it:
+    the same convolution took 3.7 ms or 8.5. malloc keeps blocks up to the largest one freed, and to 32 MB at most.
+    """
+    torch.empty(32 * 2**20 - 2**16, dtype=torch.uint8)
 
 
 @contextlib.contextmanager
