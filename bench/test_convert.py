@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import torchsmith
-from torchsmith import tuning
+from torchsmith import tuned
 from torchsmith.bench import harness, real_models, suite
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
@@ -70,7 +70,7 @@ def jobs() -> Iterator[suite.Job]:
 def _only_here():
     """What was tuned for a model holds for no other measurement."""
     yield
-    tuning.Table.load().activate()
+    tuned.Table.load().activate()
 
 
 @pytest.mark.benchmark(timer=suite.clock)

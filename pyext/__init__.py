@@ -13,7 +13,7 @@ try:
     from .explain import explain
     from .ops import *  # noqa: F403  (every public function, gathered from the rows)
     from .ops import __all__ as _ops
-    from .tuning import Table as _Table
+    from .tuned import Table as _Table
     from .tuning import tune
 
     _Table.load().activate()  # what this user measured on this machine, if anything

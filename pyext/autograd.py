@@ -12,7 +12,11 @@ __all__ = ["applier", "differentiable_gradients", "forward_mode", "records", "tr
 
 def records(*tensors: torch.Tensor | None) -> bool:
     """Whether autograd would record a call with these tensors."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:  # a loop costs half of what any() and a generator do
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def applier(function: type[torch.autograd.Function]) -> Callable[..., Any]:

@@ -2,7 +2,7 @@
 
 ``cpp`` is the C++ library (CPU; CUDA where built), ``triton`` the Triton kernels (CUDA), ``torch`` is ATen through the op's
 reference. ``auto`` takes ``cpp`` where the library has a kernel for the device and dtype, unless a measurement on this machine
-(tuning.py) says that ``torch`` is as fast for the call's shapes; else ``torch``. Of ``cpp`` and ``triton`` kernels on a GPU it takes, for each
+(tuned.py) says that ``torch`` is as fast for the call's shapes; else ``torch``. Of ``cpp`` and ``triton`` kernels on a GPU it takes, for each
 native op, the one measured to be faster, and ``cpp`` without a measurement.
 """
 
@@ -35,12 +35,12 @@ class Decision:
 
 
 #: op -> what is known of its calls: given (tensors, other arguments), why native is the faster one, or "". Only ops of
-#: which something is known are in it, so that others pay one look into a dict. tuning.py fills it.
+#: which something is known are in it, so that others pay one look into a dict. tuned.py fills it.
 KNOWN: dict[str, Callable[[tuple[Any, ...], tuple[Any, ...]], str]] = {}
 
 #: Public ops of which calls were measured on this machine: what ops do by default, for want of that, is off.
 MEASURED: set[str] = set()
-#: Whether ops leave calls to native by rules of their own where nothing was measured.
+#: Whether ops leave calls to native by rules of their own.
 RULES = True
 
 #: native op -> what is known of its kernels: given its arguments, why Triton's is faster than the C++ one, or "".
@@ -49,7 +49,7 @@ FASTER_IN_TRITON: dict[str, Callable[[tuple[Any, ...]], str]] = {}
 
 _active = "auto"
 _by_op: dict[str, str] = {}  # op -> backend, where it is not the active one
-_last: Decision | str | None = None  # a str: the op that went straight to its kernel
+_last: tuple[str, str, str] | str | None = None  # a Decision's fields; a str: the op that went straight to its kernel
 
 
 class backend:  # noqa: N801  (used like torch.no_grad)
@@ -121,7 +121,7 @@ def _faster_in_triton(op: str, known: Callable[[tuple[Any, ...]], str], args: tu
     if reason and _last is not None:  # the call's own decision stands there; its kernel was chosen only now
         last = explain()
         if _kernels.get(last.op) == _kernels[op]:
-            _last = Decision(last.op, "triton", reason)
+            _last = last.op, "triton", reason
     return bool(reason)
 
 
@@ -132,7 +132,7 @@ def chosen(op: str) -> str:
 
 def explain() -> Decision | None:
     """The last choice made by a public op of this process, or None before the first."""
-    return Decision(_last, "cpp", "cpu kernel") if isinstance(_last, str) else _last
+    return Decision(_last, "cpp", "cpu kernel") if isinstance(_last, str) else _last and Decision(*_last)
 
 
 def direct(op: str, *tensors: torch.Tensor | None) -> bool:
@@ -185,9 +185,19 @@ def automatic(op: str) -> bool:
     return chosen(op) == "auto"
 
 
+def rules_apply(op: str) -> bool:
+    """Whether an op may leave a call to native by a rule of its own: no backend is set, and nobody traces or observes."""
+    return RULES and _observed is None and chosen(op) == "auto" and not torch.compiler.is_compiling()
+
+
+def measured(op: str) -> bool:
+    """Whether calls of the op were measured on this machine, so that its rules for want of that are off."""
+    return op in MEASURED
+
+
 def by_default(op: str) -> bool:
-    """Whether the choice is ours and nothing measured on this machine makes it: an op may go by a rule of its own."""
-    return RULES and op not in MEASURED and chosen(op) == "auto"
+    """Whether the choice is ours and nothing measured on this machine makes it."""
+    return op not in MEASURED and rules_apply(op)
 
 
 def leave(op: str, reason: str) -> None:
@@ -234,8 +244,7 @@ def _why_not(op: str, input: torch.Tensor, rules: frozenset[str]) -> str:
 
 def _remember(op: str, implementation: str, reason: str) -> None:
     global _last
-    if not isinstance(_last, Decision) or _last.op != op or _last.reason != reason:
-        _last = Decision(op, implementation, reason)
+    _last = op, implementation, reason
 
 
 _kernels: dict[str, tuple[str, ...]] = {}  # public op -> the native ops it calls

@@ -258,8 +258,8 @@ def check_triton() -> Iterator[Check]:
 
 
 def check_cache() -> Iterator[Check]:
-    tuning = importlib.import_module("torchsmith.tuning")
-    path = tuning.table_path()
+    tuned = importlib.import_module("torchsmith.tuned")
+    path = tuned.table_path()
     failed: list[str] = []
     with _failure(failed):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -278,13 +278,13 @@ def check_cache() -> Iterator[Check]:
         return
     with _failure(failed := []):
         data = json.loads(path.read_text(encoding="utf-8"))
-        made = data["made_for"] if data["format"] == tuning.FORMAT else {"format": data["format"]}
-        now = tuning.made_for() if data["format"] == tuning.FORMAT else {"format": tuning.FORMAT}
+        made = data["made_for"] if data["format"] == tuned.FORMAT else {"format": data["format"]}
+        now = tuned.made_for() if data["format"] == tuned.FORMAT else {"format": tuned.FORMAT}
         other = [f"{name} {made.get(name)}, here {now[name]}" for name in now if made.get(name) != now[name]]
         if other:
             yield Check("tuning", "note", f"{path} is ignored: made for {'; '.join(other)}", "torchsmith tune")
         else:
-            entries = len(tuning.Table.load().entries)
+            entries = len(tuned.Table.load().entries)
             if entries != len(data["entries"]):
                 raise ValueError(f"{len(data['entries'])} entries, of which none can be read")
             yield Check("tuning", "ok", f"{path}: {entries} entries in use")

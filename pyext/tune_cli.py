@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from . import tuning
+from . import tuned, tuning
 from .cli import HelpfulCommand
 from .spec import FLOATS, all_specs
 
@@ -49,8 +49,8 @@ def tune(
     For a model of your own: ``torchsmith.tune(model, *inputs)``.
     """
     if show:
-        entries = list(tuning.Table.load().entries.values())
-        click.echo(_text(entries) if entries else f"{tuning.table_path()}: no table for this installation")
+        entries = list(tuned.Table.load().entries.values())
+        click.echo(_text(entries) if entries else f"{tuned.table_path()}: no table for this installation")
         return
     counts = threads or tuple(sorted({1, torch.get_num_threads()}))
     jobs = list(_jobs(ops, shapes, [getattr(torch, d) for d in dtypes] or [torch.float32], counts))
@@ -58,9 +58,9 @@ def tune(
         raise click.UsageError(f"no {shapes} shape of {', '.join(ops)}: try --shapes all")
     entries, interrupted = _measure(jobs, quick)
     if entries:
-        tuning.keep(entries)
+        tuned.keep(entries)
         click.echo(_text(entries))
-        click.echo(f"{len(entries)} entries joined {tuning.table_path()}", err=True)
+        click.echo(f"{len(entries)} entries joined {tuned.table_path()}", err=True)
     if interrupted:
         sys.exit(130)
 
@@ -82,10 +82,10 @@ def _jobs(ops, shapes, dtypes, counts) -> Iterator[tuple]:
                     yield specs[name], case, dtype, count, grad
 
 
-def _measure(jobs: list[tuple], quick: bool) -> tuple[list[tuning.Entry], bool]:
+def _measure(jobs: list[tuple], quick: bool) -> tuple[list[tuned.Entry], bool]:
     from .bench import harness
 
-    entries: dict[tuple, tuning.Entry] = {}
+    entries: dict[tuple, tuned.Entry] = {}
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -123,7 +123,7 @@ def _calls(spec, case, dtype, grad: bool) -> list[tuning.Call]:
     return calls
 
 
-def _text(entries: list[tuning.Entry]) -> str:
+def _text(entries: list[tuned.Entry]) -> str:
     """A table of what was measured, where native wins first."""
     rows = []
     for e in sorted((e for e in entries if "ours" in e.us), key=lambda e: e.us["torch"] / e.us["ours"]):

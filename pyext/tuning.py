@@ -1,288 +1,24 @@
-"""The measured table that ``auto`` obeys: for calls seen on this machine, how long each implementation takes.
-
-An entry is a call's arguments as far as they matter (sizes, dtypes, layouts, device, other arguments, threads, with or without
-autograd) and a median for each candidate. Three kinds of calls have candidates: a public op has our kernels and native; a
-native op has its C++ and its Triton kernel, where both run; a Triton kernel has its configurations (tuning_kernels.py).
-A call with the same arguments takes the fastest; a call between the sizes measured takes what the measured ones of its size
-class take together. Without an entry, the first candidate is taken. Of equals native is, so that ``auto`` never loses to it.
-
-The table is one JSON file in the user's cache folder (``TORCHSMITH_CACHE`` names another). It holds for one torch, one
-torchsmith, one processor and instruction set; another's is ignored, and replaced by the next measuring.
-"""
+"""Recording the calls of a model and measuring what could compute each: the entries of the table that ``auto`` obeys."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import json
-import os
 import statistics
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch, triton_backend
+from . import dispatch
+from .tuned import Entry, describe, keep, leaves, only
 
-__all__ = [
-    "Call",
-    "Entry",
-    "Table",
-    "compare",
-    "fastest",
-    "keep",
-    "measure",
-    "measured",
-    "record",
-    "table_path",
-    "tune",
-]
+__all__ = ["Call", "compare", "measure", "record", "tune"]
 
-FORMAT = 2
-#: Another than native, or than the first candidate, is taken when that takes this much longer: repeated medians differ by
-#: 1-2 %.
-MARGIN = 1.03
 #: Candidates nearer to each other than this are measured again, for longer.
 NEAR = 1.1
-#: Calls whose choice is remembered; beyond that (lengths that never repeat) it is forgotten and looked up again.
-REMEMBERED = 10_000
-
-# ------------------------------------------------------------------------------------------------ what a call is
-
-
-def describe(value: Any) -> Any:
-    """An argument as far as speed depends on it: hashable, and the same again after a trip through JSON."""
-    if isinstance(value, torch.Tensor):
-        elsewhere = () if value.is_cpu else (triton_backend.device_name(value),)
-        return "tensor", tuple(value.shape), str(value.dtype).removeprefix("torch."), _layout(value), *elsewhere
-    if isinstance(value, PackedSequence):
-        return "packed", describe(value.data), int(value.batch_sizes[0]), len(value.batch_sizes)
-    if isinstance(value, (tuple, list, torch.Size)):
-        if len(value) == 2 and isinstance(value[0], int) and value[0] == value[1]:
-            return value[0]  # a window of (3, 3) is one of 3
-        return tuple(describe(v) for v in value)
-    return value
-
-
-def _layout(t: torch.Tensor) -> str:
-    if t.is_contiguous():
-        return "contiguous"
-    return "channels_last" if t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) else "strided"
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-def size_class(described: Any) -> Any:
-    """The same with every size of a tensor rounded: to 8 exactly, above that to a half octave."""
-    if not isinstance(described, tuple) or not described:
-        return described
-    if described[0] == "tensor":
-        return "tensor", tuple(map(_half_octave, described[1])), *described[2:]
-    if described[0] == "packed":
-        return "packed", size_class(described[1]), *map(_half_octave, described[2:])
-    return tuple(size_class(d) for d in described)
-
-
-def _half_octave(n: int) -> int:
-    # (n * n).bit_length() counts half octaves in integers: twice log2(n), rounded down.
-    return n if n <= 8 else 8 + (n * n).bit_length()
-
-
-@dataclass(frozen=True)
-class Entry:
-    op: str  #: public op, native op or Triton kernel
-    arguments: Any  #: described
-    threads: int
-    grad: bool
-    us: dict[
-        str, float
-    ]  #: candidate -> median in microseconds; native, else the first, is taken unless another is faster
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return self.op, self.arguments, self.threads, self.grad
-
-    @property
-    def fastest(self) -> str:
-        return fastest(self.us)
-
-
-def fastest(us: dict[str, float]) -> str:
-    """The candidate to take: native, else the first, unless the best of the others is faster by more than measuring's noise."""
-    kept, best = "torch" if "torch" in us else next(iter(us)), min(us, key=us.__getitem__)
-    return best if us[kept] >= MARGIN * us[best] else kept
-
-
-# ------------------------------------------------------------------------------------------------ the table
-
-
-def table_path() -> Path:
-    """Where this user's table lies."""
-    folder = os.environ.get("TORCHSMITH_CACHE")
-    if not folder:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchsmith"
-    return Path(folder) / "tuned.json"
-
-
-def made_for() -> dict[str, str]:
-    """What a table's figures hold for."""
-    from .bench.harness import environment
-
-    facts = environment()
-    return {name: str(facts[name]) for name in ("torch", "torchsmith", "processor", "isa")}
-
-
-@dataclass
-class Table:
-    entries: dict[tuple[Any, ...], Entry] = field(default_factory=dict)
-
-    @classmethod
-    def load(cls, path: Path | None = None) -> Table:
-        """The saved table; an empty one where there is none, it is broken, or it was made for another installation."""
-        try:
-            data = json.loads((path or table_path()).read_text(encoding="utf-8"))
-            if data["format"] != FORMAT or data["made_for"] != made_for():
-                return cls()
-            rows = [Entry(**{**row, "arguments": _tuples(row["arguments"])}) for row in data["entries"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            return cls()
-        return cls({row.key: row for row in rows})
-
-    def save(self, path: Path | None = None) -> Path:
-        """Joins the saved table and this one (this one's figures win) and replaces the file in one step."""
-        from filelock import FileLock  # torch needs it too
-
-        path = path or table_path()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            self.entries = {**Table.load(path).entries, **self.entries}
-            data = {"format": FORMAT, "made_for": made_for(), "entries": [asdict(e) for e in self.entries.values()]}
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump(data, file, indent=1)
-                os.replace(name, path)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
-        return path
-
-    def activate(self) -> None:
-        """Lets ``auto`` obey this table, and no other."""
-        global _active
-        _active = self
-        public, native, configurations = {}, {}, {}
-        for entry in self.entries.values():
-            if "ours" in entry.us:
-                public.setdefault(entry.op, Known(others_are="native")).add(entry)
-            elif "cpp" in entry.us:
-                native.setdefault(entry.op, Known(others_are="Triton's kernel")).add(entry)
-            else:
-                configurations[entry.op, entry.arguments] = entry.fastest
-        dispatch.KNOWN.clear()
-        dispatch.FASTER_IN_TRITON.clear()
-        dispatch.MEASURED.clear()
-        dispatch.MEASURED.update(public)
-        # An op whose first candidate never loses needs no looking up.
-        dispatch.KNOWN.update({op: known for op, known in public.items() if known.loses_somewhere()})
-        dispatch.FASTER_IN_TRITON.update({op: k.of_kernel for op, k in native.items() if k.loses_somewhere()})
-        dispatch.renew()
-        triton_backend.use_configurations(configurations)
-
-
-_active = Table()
-
-
-def measured(call: Call) -> Entry | None:
-    """What the table in use says of exactly such a call."""
-    return _active.entries.get(call.key)
-
-
-class Known:
-    """What the table says of one op's calls: why the second candidate is the faster one, or nothing."""
-
-    def __init__(self, others_are: str) -> None:
-        self.others_are = others_are
-        self.exact: dict[Any, str] = {}
-        self.classes: dict[Any, dict[str, float]] = {}
-        self.remembered: dict[Any, str] = {}
-        self.quick: dict[Any, str] = {}  # by what a call can be told apart with in 2 us; a description takes 10
-
-    def add(self, entry: Entry) -> None:
-        self.exact[entry.arguments, entry.threads, entry.grad] = self._verdict(entry.us, "these sizes")
-        sums = self.classes.setdefault((size_class(entry.arguments), entry.threads, entry.grad), {})
-        for name, us in entry.us.items():
-            sums[name] = sums.get(name, 0.0) + us
-
-    def loses_somewhere(self) -> bool:
-        return any(self.exact.values())
-
-    def __call__(self, tensors: tuple[Any, ...], others: tuple[Any, ...]) -> str:
-        try:
-            key = (*map(_quick, tensors), others, torch.get_num_threads(), torch.is_grad_enabled())
-            reason = self.quick.get(key)
-        except TypeError:  # a list among the others
-            key = reason = None
-        if reason is None:
-            grad = torch.is_grad_enabled() and any(t.requires_grad for t in _leaves(tensors))
-            reason = self._look_up((describe((*tensors, *others)), torch.get_num_threads(), grad))
-            if len(self.quick) >= REMEMBERED:
-                self.quick.clear()
-            if key is not None:
-                self.quick[key] = reason
-        return reason
-
-    def of_kernel(self, args: tuple[Any, ...]) -> str:
-        """The same for a native op, which is below autograd and runs on a device of its own."""
-        return self._look_up((describe(args), 0, False))
-
-    def _look_up(self, key: tuple[Any, ...]) -> str:
-        reason = self.remembered.get(key)
-        if reason is None:
-            reason = self.exact.get(key)
-            if reason is None:
-                sums = self.classes.get((size_class(key[0]), *key[1:]))
-                reason = self._verdict(sums, "sizes like these") if sums else ""
-            if len(self.remembered) >= REMEMBERED:
-                self.remembered.clear()
-            self.remembered[key] = reason
-        return reason
-
-    def _verdict(self, us: dict[str, float], what: str) -> str:
-        best, first = fastest(us), next(iter(us))
-        if best == first:
-            return ""
-        how = "faster" if us[first] >= MARGIN * us[best] else "as fast as ours"
-        return f"{self.others_are} is {how} for {what}: measured {us[best]:.3g} us against {us[first]:.3g} us"
-
-
-def _quick(value: Any) -> Any:
-    """A key that is the same only for arguments with the same description and the same need of a gradient."""
-    if isinstance(value, torch.Tensor):
-        return value.shape, value.stride(), value.dtype, value.requires_grad, value.device
-    if isinstance(value, PackedSequence):
-        return _quick(value.data), int(value.batch_sizes[0]), len(value.batch_sizes)
-    return tuple(map(_quick, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _leaves(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, PackedSequence):
-            yield value.data
-        elif isinstance(value, (list, tuple)):
-            yield from _leaves(value)
-
-
-# ------------------------------------------------------------------------------------------------ recording and measuring
 
 
 @dataclass(frozen=True)
@@ -301,7 +37,7 @@ class Call:
 
 def call_of(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...]) -> Call:
     """A call as the public function makes it now."""
-    grad = torch.is_grad_enabled() and any(t.requires_grad for t in _leaves(tensors))
+    grad = torch.is_grad_enabled() and any(t.requires_grad for t in leaves(tensors))
     return Call(op, (*tensors, *others), grad, torch.get_num_threads())
 
 
@@ -343,22 +79,11 @@ def measure(call: Call, quick: bool = False) -> list[Entry]:
     from .tuning_kernels import measure_kernels
 
     (spec,) = (s for s in all_specs() if s.name == call.op)
-    with _in_use(measure_kernels(spec, call, quick)) as below:
+    with only(measure_kernels(spec, call, quick)) as below:
         us = compare(
             {name: _arm(spec.function, call, name) for name in ("auto" if below else "cpp", "torch")}, call, quick
         )
     return [*below, Entry(*call.key, dict(zip(("ours", "torch"), us.values(), strict=True)))]
-
-
-@contextlib.contextmanager
-def _in_use(entries: list[Entry]) -> Iterator[list[Entry]]:
-    """A table of these entries alone decides inside."""
-    before = _active
-    Table({entry.key: entry for entry in entries}).activate()
-    try:
-        yield entries
-    finally:
-        before.activate()
 
 
 def compare(arms: dict[str, Callable[[int], None]], call: Call, quick: bool) -> dict[str, float]:
@@ -366,7 +91,7 @@ def compare(arms: dict[str, Callable[[int], None]], call: Call, quick: bool) -> 
     from .bench import harness
 
     plan = harness.Plan.quick() if quick else harness.Plan(budget_s=0.2)
-    on_gpu = any(t.is_cuda for t in harness.leaves(call.arguments))
+    on_gpu = any(t.is_cuda for t in leaves(call.arguments))
     (first, base), *others = ((name, _finished(arm) if on_gpu else arm) for name, arm in arms.items())
     us: dict[str, float] = {}
     with harness.threads(call.threads):
@@ -409,23 +134,24 @@ def _computed_by(op: str, backend: str) -> Iterator[None]:
 
 
 def _arm(function: Callable[..., Any], call: Call, backend: str) -> Callable[[int], None]:
-    from .bench.harness import leaves
-
     names = list(inspect.signature(function).parameters.values())
     positional = [a for a, p in zip(call.arguments, names, strict=False) if p.kind is not p.KEYWORD_ONLY]
     keywords = {p.name: a for a, p in zip(call.arguments, names, strict=False) if p.kind is p.KEYWORD_ONLY}
     wanted = [t for t in leaves(call.arguments) if t.requires_grad]
 
-    def once() -> list[torch.Tensor]:
-        return [t for t in leaves(function(*positional, **keywords)) if t.requires_grad]
+    gradients: list[torch.Tensor] = []  # made once: as in training, they come from elsewhere
+
+    def once() -> None:
+        outputs = [t for t in leaves((function(*positional, **keywords),)) if t.requires_grad]
+        if call.grad:
+            gradients.extend(torch.ones_like(o) for o in outputs[len(gradients) :])
+            torch.autograd.grad(outputs, wanted, gradients, allow_unused=True)
 
     def run(count: int, before: Callable[[], None] = lambda: None) -> None:
         with _computed_by(call.op, backend), torch.set_grad_enabled(call.grad):
             before()
             for _ in range(count):
-                outputs = once()
-                if call.grad:
-                    torch.autograd.grad(outputs, wanted, [torch.ones_like(o) for o in outputs], allow_unused=True)
+                once()
 
     return run
 
@@ -449,12 +175,3 @@ def tune(
     entries = [entry for call in calls for entry in measure(call, quick)]
     keep(entries, save)
     return entries
-
-
-def keep(entries: Iterable[Entry], save: bool = True) -> None:
-    """Adds entries to the table in use, and with ``save`` to the file."""
-    table = Table.load()
-    table.entries |= {entry.key: entry for entry in entries}
-    if save:
-        table.save()
-    table.activate()

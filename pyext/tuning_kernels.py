@@ -10,7 +10,8 @@ import torch
 
 from . import triton_backend
 from .spec import OpSpec
-from .tuning import Call, Entry, compare, describe
+from .tuned import Entry, describe
+from .tuning import Call, compare
 
 __all__ = ["measure_kernels"]
 

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 
 import torchsmith
-from torchsmith import _native, contract, doctor, selftest, spec, tuning
+from torchsmith import _native, contract, doctor, selftest, spec, tuned
 from torchsmith.cli import main
 
 PACKAGE = Path(torchsmith.__file__).parent
@@ -189,8 +189,8 @@ def test_triton_absent_is_a_note(monkeypatch):
 def test_cache_and_table(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHSMITH_CACHE", str(tmp_path / "cache"))
     assert levels(doctor.check_cache(), "cache")[0][0] == "ok"
-    table = tuning.table_path()
-    tuning.Table().save()
+    table = tuned.table_path()
+    tuned.Table().save()
     assert [c.level for c in doctor.check_cache()] == ["ok"]
     data = json.loads(table.read_text())
     table.write_text(json.dumps({**data, "made_for": {**data["made_for"], "torch": "2.10.0"}}))

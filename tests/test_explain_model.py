@@ -5,7 +5,7 @@ import torch
 
 import torchsmith
 from torchsmith import nn as ours
-from torchsmith import tuning
+from torchsmith import tuned, tuning
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def test_what_was_measured_stands_beside_and_is_obeyed(model):
     with tuning.record() as calls:
         model(X)
     slow, fast = (
-        tuning.Entry(*call.key, {"ours": 7.0, "torch": t}) for call, t in zip(calls[:2], (5.0, 9.0), strict=True)
+        tuned.Entry(*call.key, {"ours": 7.0, "torch": t}) for call, t in zip(calls[:2], (5.0, 9.0), strict=True)
     )
-    tuning.Table({e.key: e for e in (slow, fast)}).activate()
+    tuned.Table({e.key: e for e in (slow, fast)}).activate()
     try:
         lines = torchsmith.explain(model, X)
         assert told(lines)[:2] == [("0", "conv2d", "torch"), ("1", "max_pool2d", "cpp")]
@@ -58,7 +58,7 @@ def test_what_was_measured_stands_beside_and_is_obeyed(model):
         with torch.no_grad():  # another call than the one measured
             assert torchsmith.explain(model, X)[0].us == {}
     finally:
-        tuning.Table().activate()
+        tuned.Table().activate()
 
 
 def test_it_leaves_nothing_behind(model):

@@ -12,12 +12,12 @@ from click.testing import CliRunner
 from torch.nn.utils.rnn import pack_sequence
 
 import torchsmith
-from torchsmith import dispatch, tuning
+from torchsmith import dispatch, tuned, tuning
 from torchsmith.bench import harness
 from torchsmith.bench.harness import Times
 from torchsmith.cli import main
 from torchsmith.spec import all_specs
-from torchsmith.tuning import Entry, Table, describe, size_class
+from torchsmith.tuned import Entry, Table, describe, size_class
 
 
 @pytest.fixture(autouse=True)
@@ -91,12 +91,38 @@ def test_training_leaves_small_linears_to_native_until_something_is_measured(mon
     assert said.implementation == "torch" and "few multiply-adds" in said.reason
     assert torchsmith.linear(x, w, b).grad_fn.name() == "AddmmBackward0"
     large = torch.randn(1025, 512), torch.randn(2, 512, requires_grad=True)
-    for op, *args in (("linear", *large), ("linear", x, w.detach()), ("linear_relu", x, w, b)):
+    for op, *args in (("linear", *large), ("linear_relu", x, w, b)):
         assert chosen(op, *args).implementation == "cpp"
     with torchsmith.backend("cpp"):
         assert chosen("linear", x, w, b).implementation == "cpp"
     table(entry("linear", (x, w, b), cpp_us=1.0, torch_us=2.0)).activate()
     assert chosen("linear", x, w, b).implementation == "cpp"
+
+
+def test_a_linear_smaller_than_a_call_is_natives_even_if_another_was_measured(monkeypatch):
+    monkeypatch.setattr(dispatch, "RULES", True)
+    x, w = torch.randn(16, 64), torch.randn(64, 64)
+    wider = torch.randn(65, 64)
+    for _ in range(2):
+        assert "few multiply-adds" in chosen("linear", x, w).reason
+        assert chosen("linear", x, wider).implementation == "cpp"
+        assert chosen("linear_relu", x, w).implementation == "cpp"
+        table(entry("linear", (x, w, None), cpp_us=1.0, torch_us=2.0)).activate()
+    with tuning.record() as calls:
+        torchsmith.linear(x, w)
+    assert [c.op for c in calls] == ["linear"]
+
+
+def test_training_leaves_small_pools_to_native_until_something_is_measured(monkeypatch):
+    monkeypatch.setattr(dispatch, "RULES", True)
+    x = torch.randn(1, 8, 32, 32, requires_grad=True)
+    said = chosen("max_pool2d", x, 2)
+    assert said.implementation == "torch" and said.reason.startswith("few values")
+    assert torchsmith.max_pool2d(x, 2).grad_fn.name().startswith("MaxPool2DWithIndices")
+    for other in (x.detach(), torch.randn(1, 8, 32, 33, requires_grad=True)):
+        assert chosen("max_pool2d", other, 2).implementation == "cpp"
+    table(entry("max_pool2d", (x, 2, 2, 0, 1, False), cpp_us=1.0, torch_us=2.0)).activate()
+    assert chosen("max_pool2d", x, 2).implementation == "cpp"
 
 
 def test_convolutions_of_many_channels_or_few_cells_are_natives_until_something_is_measured(monkeypatch):
@@ -293,7 +319,7 @@ def test_entries_of_the_wrong_form_are_no_table(cache):
 def test_a_failed_save_leaves_the_old_file(cache, monkeypatch):
     path = table(ONE).save()
     before = path.read_bytes()
-    monkeypatch.setattr(tuning.json, "dump", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(tuned.json, "dump", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         table(OTHER).save()
     assert path.read_bytes() == before
@@ -317,7 +343,7 @@ def test_a_new_process_obeys_the_table(cache):
 def test_two_processes_at_once_lose_nothing(cache):
     code = """
 import sys, torch
-from torchsmith.tuning import Entry, Table
+from torchsmith.tuned import Entry, Table
 for i in range(20):
     e = Entry("linear", (("tensor", ({start} + i, 2), "float32", "contiguous"),), 1, False, {{"ours": 1.0, "torch": 2.0}})
     Table({{e.key: e}}).save()
@@ -365,7 +391,7 @@ def test_the_command_measures_keeps_and_shows(cache):
     assert len(shown) == 1 + len(entries)
     for line in shown[1:]:
         ratio, winner = float(line.split()[-2]), line.split()[-1]
-        assert winner == ("ours" if ratio >= tuning.MARGIN else "native") or abs(ratio / tuning.MARGIN - 1) < 0.01
+        assert winner == ("ours" if ratio >= tuned.MARGIN else "native") or abs(ratio / tuned.MARGIN - 1) < 0.01
 
 
 def test_wrong_options_are_named():

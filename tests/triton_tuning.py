@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import torchsmith
-from torchsmith import dispatch, triton_backend, tuning
+from torchsmith import dispatch, triton_backend
 from torchsmith.kernels import _gemm, _shared
-from torchsmith.tuning import Entry, Table, describe
+from torchsmith.tuned import Entry, Table, describe
 
 assert not triton_backend.absent()  # which imports every row
 X, W, B = torch.randn(20, 7), torch.randn(5, 7), torch.randn(5)
@@ -133,4 +133,4 @@ def test_a_compiled_graph_holds_the_op_and_runs_the_kernel_chosen(launched):
         (again,) = torch.autograd.grad(ours(x), x)
     assert launched == ["linear_forward", "linear_backward"]
     torch.testing.assert_close(grad, again)
-    tuning.Table().activate()
+    Table().activate()

@@ -115,7 +115,7 @@ def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, po
         slower = _copied_layout(name, input, groups)
     if not (slower or pool) and by_default(name):
         slower = _rule(input, weight, stride, groups)
-    if input.dim() == 4 and direct(name, input, weight, bias):
+    if input.dim() == 4 and (slower or direct(name, input, weight, bias)):
         try:
             short = _short(stride, padding, dilation)
             if short is not None:

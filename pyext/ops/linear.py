@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..autograd import applier, differentiable_gradients, records, wants_graph
-from ..dispatch import KNOWN, allow_tf32, autocast, by_default, direct, leave, native_wins, use_kernel
+from ..dispatch import KNOWN, allow_tf32, autocast, direct, leave, measured, native_wins, rules_apply, use_kernel
 from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, like, register
 from ._checks import same_device, same_dtype
 
 _forward = kernel("linear_forward")
 _backward = kernel("linear_backward")
 
+#: Multiply-adds up to which a plain linear without autograd is native's, whatever was measured: the call takes longer than the
+#: product there, and one to an op that torch itself does not bind costs more than native's call and product together.
+TINY = 2**16
 #: Multiply-adds of a forward pass up to which, where nothing was measured, training leaves a plain linear to native: its
 #: autograd node in C++ costs 15 us less than ours in Python, more than a kernel for so little work can earn back (native/ours
 #: forward+backward 0.88-0.98 up to here on AVX2, 0.97-1.04 on AVX-512). With ReLU native needs two nodes and loses.
@@ -50,19 +53,28 @@ def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -
 
 
 def _linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    slower = native_wins(name, (input, weight, bias)) if name in KNOWN else ""
-    if direct(name, input, weight, bias):
-        try:
-            graph = records(input, weight, bias)
-            if graph and not relu and input.numel() * weight.shape[0] <= FEW and by_default(name):
-                slower = "few multiply-adds: native's autograd node costs less than the kernel saves"
-            if slower:
-                leave(name, slower)
-                return _reference(input, weight, bias, relu)
-            return (_apply if graph else _forward)(input, weight, bias, relu)
-        except RuntimeError:
-            pass  # said in words, or computed by ATen, below
+    slower = "" if relu or weight.dim() != 2 or not rules_apply(name) else _rule(name, input, weight, bias)
+    if not slower and name in KNOWN:
+        slower = native_wins(name, (input, weight, bias))
+    try:
+        if slower:
+            leave(name, slower)
+            return _reference(input, weight, bias, relu)
+        if direct(name, input, weight, bias):
+            return (_apply if records(input, weight, bias) else _forward)(input, weight, bias, relu)
+    except RuntimeError:
+        pass  # said in words, or computed by ATen, below
     return _checked(name, input, weight, bias, relu, slower)
+
+
+def _rule(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+    """Why a plain linear of few multiply-adds is native's."""
+    work = input.numel() * weight.shape[0]
+    if work > FEW:
+        return ""
+    if not records(input, weight, bias):
+        return "few multiply-adds: the call of a kernel costs more than it saves" if work <= TINY else ""
+    return "" if measured(name) else "few multiply-adds: native's autograd node costs less than the kernel saves"
 
 
 def _checked(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, slower: str) -> Tensor:
