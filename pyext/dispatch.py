@@ -157,15 +157,18 @@ def direct(op: str, *tensors: torch.Tensor | None) -> bool:
     return True
 
 
-def native_wins(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...] = ()) -> str:
+def native_wins(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...] = (), ruled: str = "") -> str:
     """Why ``auto`` leaves this call to native although there is a kernel; empty if it does not.
 
-    ``tensors`` and ``others`` are the public function's arguments in its order.
+    ``tensors`` and ``others`` are the public function's arguments in its order. ``ruled`` is why a rule of the op's own leaves
+    the call to native already: then nothing is looked up, but whoever observes the op sees the call all the same.
     """
+    if ruled and _observed is None:
+        return ruled
     if torch.compiler.is_compiling() or (chosen(op) != "auto" and _observed is None):
         return ""
     known = KNOWN.get(op)
-    return known(tensors, others) if known else ""
+    return (known and known(tensors, others)) or ruled
 
 
 _observed: dict[str, Any] | None = None  # what KNOWN held before it was observed
@@ -186,8 +189,8 @@ def automatic(op: str) -> bool:
 
 
 def rules_apply(op: str) -> bool:
-    """Whether an op may leave a call to native by a rule of its own: no backend is set, and nobody traces or observes."""
-    return RULES and _observed is None and chosen(op) == "auto" and not torch.compiler.is_compiling()
+    """Whether an op may leave a call to native by a rule of its own: no backend is set, and nothing is traced."""
+    return RULES and chosen(op) == "auto" and not torch.compiler.is_compiling()
 
 
 def measured(op: str) -> bool:

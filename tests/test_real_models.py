@@ -126,7 +126,9 @@ def arms(case):
 
     From the second time on native's weights and inputs differ in their last bit. Of the hundreds of results of a deep model or
     one with normalisation some come out better than they deserve in one run: both magnify rounding (the gradient of a bias in
-    front of a normalisation is nothing else), and then twice the error of that run is no measure.
+    front of a normalisation is nothing else), and then twice the error of that run is no measure: native with the last bit of its
+    values moved misses twice the error of native in 3.4 % of ResNet-18's results and 1.8 % of MobileNetV2's (four seeds); ours does
+    in 0.6 % of either.
     """
     native = case.make()
     inputs, target = case.batch()

@@ -110,7 +110,8 @@ def test_a_linear_smaller_than_a_call_is_natives_even_if_another_was_measured(mo
         table(entry("linear", (x, w, None), cpp_us=1.0, torch_us=2.0)).activate()
     with tuning.record() as calls:
         torchsmith.linear(x, w)
-    assert [c.op for c in calls] == ["linear"]
+        torchsmith.max_pool2d(torch.randn(1, 1, 8, 8, requires_grad=True), 2)
+    assert [c.op for c in calls] == ["linear", "max_pool2d"]
 
 
 def test_training_leaves_small_pools_to_native_until_something_is_measured(monkeypatch):
@@ -141,6 +142,24 @@ def test_convolutions_of_many_channels_or_few_cells_are_natives_until_something_
         assert chosen("conv2d", x, w).implementation == "cpp"
     table(entry("conv2d", (x, w, None, 1, 0, 1, 1), cpp_us=1.0, torch_us=2.0)).activate()
     assert chosen("conv2d", x, w).implementation == "cpp"
+
+
+@pytest.mark.parametrize("pool", [(2, 2, 0), (3, 2, 1)])
+def test_a_convolution_left_to_native_keeps_native_s_results_and_our_pool(pool):
+    x, w = torch.randint(-3, 4, (4, 3, 33, 33)).float(), torch.randint(-2, 3, (8, 3, 3, 3)).float()  # zeros and ties
+    x[0, 0, 5, 6], x[1, 1, 8, 8] = float("nan"), float("inf")
+    x.requires_grad_()
+    w.requires_grad_()
+    arguments = (x, w, None, 1, 1, 1, 1, *pool)
+    table(entry("conv2d_relu_maxpool2d", arguments, cpp_us=2.0, torch_us=1.0, grad=True)).activate()
+    y = torchsmith.conv2d_relu_maxpool2d(*arguments)
+    assert torchsmith.explain().op == "conv2d_relu_maxpool2d" and torchsmith.explain().implementation == "torch"
+    with torchsmith.backend("torch"):
+        native = torchsmith.conv2d_relu_maxpool2d(*arguments)
+    g = torch.randint(-4, 5, y.shape).float()
+    results = [(out, *torch.autograd.grad(out, (x, w), g)) for out in (y, native)]
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 def test_an_op_that_never_loses_is_not_looked_up():

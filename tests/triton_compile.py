@@ -1,7 +1,8 @@
 """Compiles launches that triton_checks.py wrote down to machine code, for GPUs that are not there. Run by test_triton.py.
 
 Arguments: the file of launches, then the files of kernels that are compiled elsewhere. Prints, as JSON, one entry for each kernel x configuration x dtype x architecture.
-bfloat16 is float16's launch with the other dtype: the interpreter does not compute it.
+bfloat16 is float16's launch with the other dtype: the interpreter does not compute it. It and TF32 are compiled in one
+configuration of each kernel: the others differ from it in sizes that float16 and float32 are compiled with.
 """
 
 import json
@@ -33,12 +34,15 @@ def dtype_of(one: dict) -> str:
     return "float16" if "float16" in one["tensors"].values() else "float32"
 
 
-def variants(one: dict):
+def variants(one: dict, seen: set):
     """(name, launch, architectures): every kernel and configuration for all of them, in the dtype that is theirs to choose
     tensor cores for; the other dtypes, TF32 and bfloat16 among them, for Hopper.
     """
     dtype, constants = dtype_of(one), one["constants"]
     yield dtype, one, ARCHITECTURES if dtype == "float16" else (90,)
+    if (one["kernel"], dtype) in seen:
+        return
+    seen.add((one["kernel"], dtype))
     if dtype == "float32" and constants.get("PRECISION") == "ieee":
         yield "tf32", {**one, "constants": {**constants, "PRECISION": "tf32"}}, (90,)
     if dtype == "float16":
@@ -63,9 +67,9 @@ def main() -> None:
     path, *elsewhere = sys.argv[1:]
     with open(path) as file:
         launches = chosen([one for one in json.load(file) if one["file"] not in elsewhere])
-    entries = []
+    entries, seen = [], set()
     for one in launches:
-        for dtype, variant, architectures in variants(one):
+        for dtype, variant, architectures in variants(one, seen):
             for arch in architectures:
                 facts = build(variant, arch)
                 entries.append(

@@ -15,7 +15,7 @@ from ..dispatch import convolution_tf32 as allow_tf32
 from ..spec import OpSpec, fake, kernel, like, register
 from . import _conv2d_samples as cases
 from ._checks import pair, same_device
-from .maxpool2d import output_size, position_dtype
+from .maxpool2d import output_size, pooled, position_dtype
 
 _forward = kernel("conv2d_forward")
 _backward = kernel("conv2d_backward")
@@ -121,8 +121,9 @@ def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, po
             if short is not None:
                 geometry = (*short, groups, relu, pool or [])
                 if slower:
+                    y = _by_native(input, weight, bias, *geometry)
                     leave(name, slower)
-                    return _reference(input, weight, bias, *geometry)
+                    return y
                 if records(input, weight, bias):
                     return _apply(input, weight, bias, *geometry)
                 return _forward(input, weight, bias, *geometry)[0]
@@ -179,14 +180,26 @@ def _checked(name, input, weight, bias, stride, padding, dilation, groups, relu,
     return y if input.dim() == 4 else y.squeeze(0)
 
 
-def _reference(input, weight, bias, stride, padding, dilation, groups, relu, pool):
+def _convolution(input, weight, bias, stride, padding, dilation, groups):
     top, left, bottom, right = padding
     if top == bottom and left == right:
-        y = F.conv2d(input, weight, bias, stride, (top, left), dilation, groups)
-    else:
-        y = F.conv2d(F.pad(input, (left, right, top, bottom)), weight, bias, stride, 0, dilation, groups)
+        return F.conv2d(input, weight, bias, stride, (top, left), dilation, groups)
+    return F.conv2d(F.pad(input, (left, right, top, bottom)), weight, bias, stride, 0, dilation, groups)
+
+
+def _reference(input, weight, bias, stride, padding, dilation, groups, relu, pool):
+    y = _convolution(input, weight, bias, stride, padding, dilation, groups)
     y = F.relu(y) if relu else y
     return F.max_pool2d(y, pool[:2], pool[2:4], pool[4:]) if pool else y
+
+
+def _by_native(input, weight, bias, stride, padding, dilation, groups, relu, pool):
+    """What is left to native is the convolution. A pool of it is ours, which is several times as fast; ReLU comes after the
+    pool, with which it commutes bit by bit (values, NaN, and gradients: what is not above 0 has none), and needs no copy."""
+    y = _convolution(input, weight, bias, stride, padding, dilation, groups)
+    if pool:
+        y = pooled(y, pool[:2], pool[2:4], pool[4:])
+    return y.relu_() if relu else y
 
 
 def _check_dimensions(name, input, weight):

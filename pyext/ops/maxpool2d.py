@@ -48,8 +48,9 @@ def max_pool2d(
     slower = ""
     if by_default("max_pool2d") and input.numel() <= FEW and records(input):
         slower = "few values: native's autograd node costs less than the kernel saves"
-    elif "max_pool2d" in KNOWN and not return_indices:
-        slower = native_wins("max_pool2d", (input,), (kernel_size, stride or kernel_size, padding, dilation, ceil_mode))
+    if "max_pool2d" in KNOWN and not return_indices:
+        others = (kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
+        slower = native_wins("max_pool2d", (input,), others, slower)
     if not return_indices and input.dim() == 4 and (slower or direct("max_pool2d", input)):
         try:
             geometry = _short(kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode)
@@ -61,6 +62,14 @@ def max_pool2d(
         except (RuntimeError, TypeError):
             pass  # said in words, or computed by ATen, below
     return _checked(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, slower)
+
+
+def pooled(y: Tensor, kernel_size: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    """A pool inside of another op's call, by the kernel where it takes the tensor and has enough to do."""
+    geometry = kernel_size, stride, padding, [1, 1], False
+    if (y.numel() <= FEW and records(y)) or not direct("max_pool2d", y):
+        return torch.max_pool2d(y, *geometry)
+    return (_apply if records(y) else _forward)(y, *geometry)[0]
 
 
 @lru_cache(maxsize=1024, typed=True)
