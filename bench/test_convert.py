@@ -60,7 +60,7 @@ def jobs() -> Iterator[suite.Job]:
                 inputs, target = batch()
                 ours = torchsmith.convert(copy.deepcopy(native), inplace=True).train(mode == "training step")
                 with torch.set_grad_enabled(ours.training):
-                    torchsmith.tune(ours, *inputs, quick=True, save=False)
+                    torchsmith.tune(ours, *inputs, save=False)
                 return harness.module_pair(ours, native, inputs, target, mode, wrap)
 
             yield suite.Job(name, label, mode, pair, kind="converted")
