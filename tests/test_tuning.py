@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from torch.nn.utils.rnn import pack_sequence
 
 import torchsmith
-from torchsmith import dispatch, tuned, tuning
+from torchsmith import _native, dispatch, tuned, tuning
 from torchsmith.bench import harness
 from torchsmith.bench.harness import Times
 from torchsmith.cli import main
@@ -134,6 +134,13 @@ def test_convolutions_of_many_channels_or_few_cells_are_natives_until_something_
     assert torch.equal(torchsmith.conv2d(x, w), torch.nn.functional.conv2d(x, w))
     said = chosen("conv2d", x, w[:, :1], groups=128, padding=1, stride=2)
     assert said.implementation == "torch" and said.reason.startswith("few cells")
+    for isa in _native.isa_available():
+        _native.force_isa(isa)
+        try:
+            strided = chosen("conv2d", torch.randn(1, 8, 12, 12), w[:8, :1], None, 2, 1, 1, 8)
+        finally:
+            _native.force_isa(None)
+        assert (strided.implementation == "cpp") == isa.startswith("avx512"), isa
     others = [(x, w[:127]), (x, w[..., :1, :1]), (torch.randn(1, 128, 20, 20), w[:, :1], None, 1, 0, 1, 128)]
     for arguments in others:
         assert chosen("conv2d", *arguments).implementation == "cpp"

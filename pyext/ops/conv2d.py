@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _native
 from ..autograd import applier, differentiable_gradients, records, wants_graph
 from ..dispatch import KNOWN, autocast, automatic, by_default, direct, leave, native_wins, use_kernel
 from ..dispatch import convolution_tf32 as allow_tf32
@@ -134,7 +135,8 @@ def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, po
 
 def _rule(input, weight, stride, groups) -> str:
     """Why a convolution without a pool is native's where nothing was measured: native/ours was at most 1 in such calls,
-    forward and backward, on the machines tried (AVX2: 0.57-0.99 of 128 channels on, 0.5-0.9 of small depthwise planes)."""
+    forward and backward, on the machines tried (AVX2: 0.57-0.99 of 128 channels on, 0.5-0.9 of small depthwise planes,
+    0.55-0.9 of strided ones, which with AVX-512 are 1.4-1.9)."""
     if input.dim() != 4 or weight.dim() != 4 or not input.is_cpu or torch.compiler.is_compiling():
         return ""
     outputs, inputs, height, width = weight.shape
@@ -146,6 +148,8 @@ def _rule(input, weight, stride, groups) -> str:
         return "many channels: native's convolution, blocked by channels, is ahead"
     if groups > 1 and inputs == 1 and cells <= FEW_CELLS:
         return "few cells a plane: native's depthwise convolution, with channels in the lanes, is ahead"
+    if groups > 1 and inputs == 1 and max(steps) > 1 and not _native.isa_active().startswith("avx512"):
+        return "strided depthwise: splitting columns without AVX-512 takes longer than native's convolution"
     return ""
 
 
