@@ -114,6 +114,14 @@ def test_a_linear_smaller_than_a_call_is_natives_even_if_another_was_measured(mo
     assert [c.op for c in calls] == ["linear", "max_pool2d"]
 
 
+def test_rules_about_few_values_are_the_cpus(monkeypatch):
+    monkeypatch.setattr(dispatch, "RULES", True)
+    for grad in (False, True):
+        x = torch.randn(1, 8, 8, 8, device="meta", requires_grad=grad)
+        assert chosen("max_pool2d", x, 2).implementation == "cpp"
+        assert chosen("linear", x, torch.randn(4, 8, device="meta")).implementation == "cpp"
+
+
 def test_training_leaves_small_pools_to_native_until_something_is_measured(monkeypatch):
     monkeypatch.setattr(dispatch, "RULES", True)
     x = torch.randn(1, 8, 32, 32, requires_grad=True)

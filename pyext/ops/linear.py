@@ -71,7 +71,7 @@ def _linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu:
 def _rule(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
     """Why a plain linear of few multiply-adds is native's."""
     work = input.numel() * weight.shape[0]
-    if work > FEW:
+    if work > FEW or not input.is_cpu:  # what it is about was measured there
         return ""
     if not records(input, weight, bias):
         return "few multiply-adds: the call of a kernel costs more than it saves" if work <= TINY else ""

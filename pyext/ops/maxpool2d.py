@@ -46,7 +46,7 @@ def max_pool2d(
         RuntimeError: shapes or parameters are out of range. TypeError: a parameter is not int or ints.
     """
     slower = ""
-    if by_default("max_pool2d") and input.numel() <= FEW and records(input):
+    if by_default("max_pool2d") and input.numel() <= FEW and input.is_cpu and records(input):
         slower = "few values: native's autograd node costs less than the kernel saves"
     if "max_pool2d" in KNOWN and not return_indices:
         others = (kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
