@@ -98,7 +98,10 @@ void transpose_pairs(int32_t* dst, int64_t dst_stride, const S* src, int64_t src
 }
 
 template <class T>
-TS_INLINE Wide<T> widened(const T* p) { return load_wide(p, 1)[0]; }
+TS_INLINE Wide<T> widened(const T* p) {
+  if constexpr (kPair<T> == 1) return *p;
+  else return load_wide(p, 1)[0];
+}
 template <class T>
 TS_INLINE void put(T* p, Wide<T> x) { store_wide(p, splat<Wide<T>>(x), 1); }
 

@@ -192,20 +192,13 @@ void conv_tile(const Lane<T>* e, const int64_t* offset, int64_t steps, const Lan
       for (int v = 0; v < V; ++v) sum[i][v] = multiply_add(sum[i][v], wv, x[v]);
     }
   }
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v)
-#pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) {
-      W* to = kept + (i * V + v) * L;
-      Vec<W> out = first ? sum[i][v] : sum[i][v] + load<W>(to);
-      if (!last) {
-        store<W>(to, out);
-        continue;
-      }
-      if (bias) out += splat<W>(widened(bias + i));
-      if (relu_at_end) out = relu<W>(out);
-      store_wide(y + i * pitch + v * L, out, whole || v + 1 < V ? L : rest);
-    }
+  if (!first) for_sums(sum, [&](Vec<W>& out, int i, int v) __attribute__((always_inline)) { out += load<W>(kept + (i * V + v) * L); });
+  if (!last) return for_sums(sum, [&](const Vec<W>& out, int i, int v) __attribute__((always_inline)) { store<W>(kept + (i * V + v) * L, out); });
+  if (bias) for_sums(sum, [&](Vec<W>& out, int i, int) __attribute__((always_inline)) { out += splat<W>(widened(bias + i)); });
+  if (relu_at_end) for_sums(sum, [](Vec<W>& out, int, int) __attribute__((always_inline)) { out = relu<W>(out); });
+  for_sums(sum, [&](const Vec<W>& out, int i, int v) __attribute__((always_inline)) {
+    store_wide(y + i * pitch + v * L, out, whole || v + 1 < V ? L : rest);
+  });
 }
 
 template <class T, class Y>

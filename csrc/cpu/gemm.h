@@ -26,8 +26,9 @@ constexpr int64_t kSteps = 256;
 // Sums of bf16 that go on over a second block need float32 memory in between, so its blocks are longer.
 template <class T>
 constexpr int64_t kDepth = kPair<T> == 1 ? kSteps : 2048;
-// Rows of A packed at a time: 128 x 256 floats are 128 KB, half of the smallest L2 there is.
-constexpr int64_t kTall = 128;
+// Rows of A packed at a time, at most: 192 x 256 floats are 192 KB, three quarters of the smallest L2 there is. More rows
+// than these read each panel of B again.
+constexpr int64_t kTall = 192;
 // Columns packed at a time where several blocks of A pass over them: 256 x 2048 floats are 2 MB, which the last-level cache
 // holds for all cores.
 constexpr int64_t kWide = 2048;
@@ -84,7 +85,7 @@ struct LeftStrided {
 };
 
 // A matrix a[i * pitch + k] as the left factor, read as it lies: each of a tile's rows through a pointer of its own. Without
-// packing 16 rows of B take 0.7 of the time, 64 rows 0.88. More than 6 pointers would not fit the integer registers.
+// packing 16 columns of C take 0.7 of the time, 64 columns 0.9. More than 6 pointers would not fit the integer registers.
 template <class T>
 struct LeftDirect {
   static constexpr bool kDirect = true;
@@ -92,6 +93,9 @@ struct LeftDirect {
   int64_t pitch;
 };
 constexpr int kDirectRows = 6;
+constexpr int64_t kDirectColumns = 64;  // columns of C up to which packing the left factor does not pay
+
+constexpr int kAhead = 8;  // rows that are asked for before they are copied
 
 // A matrix b[k * row_stride + j * column_stride] as the right factor. A panel is panel[k * kColumns + j], zero beyond columns.
 template <class T>
@@ -105,6 +109,7 @@ struct RightStrided {
       const int low = min_of(columns, W / 2);
       for (int64_t k = 0; k < depth; ++k) {
         const T* row = src + k * row_stride;
+        __builtin_prefetch(row + kAhead * row_stride);  // rows may be pages apart, where no hardware foresees the next
         store<T>(buffer + k * W, load_some<T>(row, low));
         store<T>(buffer + k * W + W / 2, load_some<T>(row + W / 2, columns - low));
       }
@@ -133,6 +138,16 @@ struct RightStrided {
   }
 };
 
+// change(sum, i, v) for each sum of a register tile. So a condition is met once a tile: met once a row, they took as long as
+// 20 steps of products (short sums, as in weight gradients of small batches, were 1.13 times slower for it).
+template <class Sum, int R, int V, class F>
+TS_INLINE void for_sums(Sum (&sum)[R][V], const F& change) {
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v)
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) change(sum[i][v], i, v);
+}
+
 // One register tile: R rows, V vectors of columns (the last of which may be partly outside C), a number of steps.
 // a: packed rows, or with `direct` rows of a matrix, `pitch` apart.
 template <class T, class C, int R, int V, bool direct>
@@ -159,21 +174,23 @@ void tile(int64_t steps, const Lane<T>* a, int64_t pitch, const Lane<T>* b, C* c
       for (int v = 0; v < V; ++v) sum[i][v] = multiply_add(sum[i][v], av, bv[v]);
     }
   }
+  const int rest = columns - (V - 1) * L;  // lanes of the last vector
+  const auto lanes = [&](int v) __attribute__((always_inline)) { return v + 1 < V ? L : rest; };
+  if (accumulate)
+    for_sums(sum, [&](Vec<W>& y, int i, int v) __attribute__((always_inline)) { y += load_wide(c + i * ldc + v * L, lanes(v)); });
+  if (column_bias) {
+    Vec<W> bias[V];
 #pragma GCC unroll 2
-  for (int v = 0; v < V; ++v) {
-    const int n = v + 1 < V ? L : columns - v * L;
-    const Vec<W> cb = column_bias ? load_wide(column_bias + v * L, n) : Vec<W>{};
-#pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) {
-      C* out = c + i * ldc + v * L;
-      Vec<W> y = sum[i][v];
-      if (accumulate) y += load_wide(out, n);
-      if (column_bias) y += cb;
-      if (row_bias) y += splat<W>(widened(row_bias + i));
-      if (relu_at_end) y = relu<W>(y);
-      store_wide(out, y, n);
-    }
+    for (int v = 0; v < V; ++v) bias[v] = load_wide(column_bias + v * L, lanes(v));
+    for_sums(sum, [&](Vec<W>& y, int, int v) __attribute__((always_inline)) { y += bias[v]; });
   }
+  if (row_bias) for_sums(sum, [&](Vec<W>& y, int i, int) __attribute__((always_inline)) { y += splat<W>(widened(row_bias + i)); });
+  if (relu_at_end) for_sums(sum, [](Vec<W>& y, int, int) __attribute__((always_inline)) { y = relu<W>(y); });
+  const auto write = [&](int last) __attribute__((always_inline)) {
+    for_sums(sum, [&](const Vec<W>& y, int i, int v) __attribute__((always_inline)) { store_wide(c + i * ldc + v * L, y, v + 1 < V ? L : last); });
+  };
+  if (rest == L) write(L);
+  else write(rest);
 }
 
 template <class T, class C>
@@ -223,7 +240,8 @@ template <class T, class C, class Left, class Panel>
 void gemm_block(const Left& left, int64_t i_begin, int64_t i_end, int rows, const Block<T>& block, const Panel& panel, int64_t j0,
                 int64_t j_end, C* c, int64_t ldc, const Epilogue<T>& e) {
   constexpr int W = kColumns<T>;
-  const int64_t steps = lanes_of<T>(block.depth), tall = kTall / rows * rows;
+  const int64_t steps = lanes_of<T>(block.depth), most = kTall / rows * rows, shares = ceil_div(i_end - i_begin, most);
+  const int64_t tall = ceil_div(ceil_div(i_end - i_begin, rows), shares) * rows;  // equal shares here too
   for (int64_t i0 = i_begin; i0 < i_end; i0 += tall) {
     const int64_t i1 = min_of(i_end, i0 + tall);
     const Lane<T>* a;

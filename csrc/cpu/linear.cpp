@@ -99,6 +99,14 @@ void few_rows_dw(const linear::Backward<T>& p, const T* g) {
   });
 }
 
+// C [M, N] of a left factor that lies row by row without gaps.
+template <class T, class Right>
+void left_rows_gemm(int64_t M, int64_t N, int64_t K, const T* a, const Right& right, T* c, const Epilogue<T>& epilogue) {
+  if constexpr (kPair<T> == 1)  // bf16's pairs may be cut by the end of a row
+    if (N <= kDirectColumns) return gemm<T>(M, N, K, LeftDirect<T>{a, K}, right, c, N, epilogue);
+  gemm<T>(M, N, K, LeftStrided<T>{a, K, 1}, right, c, N, epilogue);
+}
+
 template <class T>
 void linear_forward(const linear::Forward<T>& p) {
   const auto [M, K, N, relu] = p.d;
@@ -116,8 +124,7 @@ void linear_forward(const linear::Forward<T>& p) {
     transpose_copy<W>(y, N, yt, M, N, M);
     return rounded(p.y, y, M * N);
   }
-  gemm<T>(M, N, K, LeftStrided<T>{p.x, K, 1}, RightStrided<T>{p.w, 1, K}, p.y, N,
-          {.column_bias = p.bias, .relu = relu});
+  left_rows_gemm<T>(M, N, K, p.x, RightStrided<T>{p.w, 1, K}, p.y, {.column_bias = p.bias, .relu = relu});
 }
 
 template <class T>
@@ -137,7 +144,7 @@ void linear_backward(const linear::Backward<T>& p) {
   }
   const bool few = M > 0 && M <= kFewRowsOfX;
   if (p.dx && few) few_rows_dx<T>(p, g);
-  else if (p.dx) gemm<T>(M, K, N, LeftStrided<T>{g, N, 1}, RightStrided<T>{p.w, K, 1}, p.dx, K, {});
+  else if (p.dx) left_rows_gemm<T>(M, K, N, g, RightStrided<T>{p.w, K, 1}, p.dx, {});
   if (p.dw && few) few_rows_dw<T>(p, g);
   else if (p.dw) gemm<T>(N, K, M, LeftStrided<T>{g, 1, N}, RightStrided<T>{p.x, K, 1}, p.dw, K, {});
   if (p.db) sum_rows(g, M, N, p.db);

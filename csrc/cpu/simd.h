@@ -260,6 +260,7 @@ void transpose_whole(T* dst, int64_t rows, const T* src, int64_t src_stride, int
     const int n = cols - c < L ? static_cast<int>(cols - c) : L;
     Vec<T> block[L];
     for (int i = 0; i < L; ++i) block[i] = i < rows ? load_some<T>(src + i * src_stride + c, n) : Vec<T>{};
+    for (int i = 0; i < rows; ++i) __builtin_prefetch(src + (i + rows) * src_stride + c);  // where the next rows are
     transpose<T>(block);
     for (int j = 0; j < n; ++j) store<T>(dst + (c + j) * rows, block[j]);
   }
