@@ -48,6 +48,9 @@ void pool_image(const Dims& d, const Sizes& s, const Wide<T>* image, T* y, void*
   }
 }
 
+// Output cells of all images up to which packing the weights, cells for the product, would not pay.
+constexpr int64_t kCellsInPlace = 256;
+
 template <class T>
 void conv2d_forward(const conv2d::Forward<T>& p) {
   if constexpr (kPair<T> == 1) {  // depthwise runs in full width: nothing is summed over channels
@@ -58,19 +61,22 @@ void conv2d_forward(const conv2d::Forward<T>& p) {
   const Sizes s(d);
   const int64_t planes = lanes_of<T>(s.Cg), depth = planes * s.area;
   const Expansion e = input_expansion(d, d.G * planes);
-  Lane<T>* packed = scratch<Lane<T>>(Slot::transposed, d.K * depth);
-  for (int64_t g = 0; g < d.G; ++g)
+  const bool copied = copies_cells<T>(s.Kg), lined = copied && RightLines<T>::serves(e), in_place = copied && d.N * s.cells <= kCellsInPlace;
+  Lane<T>* packed = in_place ? nullptr : scratch<Lane<T>>(Slot::transposed, d.K * depth);
+  for (int64_t g = 0; g < d.G && !in_place; ++g)
     pack_weights<T>(packed + g * s.Kg * depth, s.Kg, s.Cg, s.area, p.w + g * s.Kg * s.window);
-  int64_t* offset = scratch<int64_t>(Slot::cells, depth);
-  e.offsets(offset, planes);
+  int64_t* offset = scratch<int64_t>(Slot::cells, 2 * depth);
+  if (lined) RightLines<T>::offsets(e, offset, planes);
+  else e.offsets(offset, planes);
   parallel(d.N, images_a_thread(d, s), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       const Lane<T>* x = lane_planes<T>(p.x + n * d.C * d.H * d.W, d.G, s.Cg, d.H * d.W, Slot::planes);
-      x = expanded<Lane<T>>(x, 1, e, Slot::image);
+      if (!lined) x = expanded<Lane<T>>(x, 1, e, Slot::image);
       Wide<T>* image = d.pool ? scratch<Wide<T>>(Slot::pixels, d.K * s.cells) : nullptr;
       for (int64_t g = 0; g < d.G; ++g) {
-        const ImageProduct<T> product{x + g * planes * d.KW * e.plane(), offset, s.Kg, depth, s.cells,
-                                      packed + g * s.Kg * depth, p.bias ? p.bias + g * s.Kg : nullptr, d.relu};
+        const ImageProduct<T> product{x + g * planes * (lined ? d.H * d.W : d.KW * e.plane()), offset, s.Kg, depth, s.cells,
+                                      packed + g * s.Kg * depth, p.bias ? p.bias + g * s.Kg : nullptr, d.relu,
+                                      lined ? &e : nullptr, in_place ? p.w + g * s.Kg * s.window : nullptr};
         if (d.pool) product.run(image + g * s.Kg * s.cells);
         else product.run(p.y + (n * d.K + g * s.Kg) * s.cells);
       }
@@ -121,14 +127,14 @@ void bias_gradient(const T* g, int64_t K, int64_t cells, Wide<T>* sums) {
 }
 
 struct Plan {  // of a backward pass: what every share of the images uses
-  int64_t at_once, shares, share_size;  // images a group; shares of the batch; sums of a share: dw then db
+  int64_t at_once, shares;  // images a group; shares of the batch
   const int64_t* offset;
 };
 
-// All gradients of images [begin, end), added to one share's sums; a group of images at a time stays in cache.
+// All gradients of images [begin, end), added to one share's sums of dw and db; a group of images at a time stays in cache.
 template <class T>
 void backward_images(const conv2d::Backward<T>& p, const Sizes& s, const Plan& plan, int64_t begin, int64_t end,
-                     const DataGradient<T>& data, Wide<T>* sums) {
+                     const DataGradient<T>& data, Wide<T>* dw, Wide<T>* db) {
   const Dims& d = p.d;
   const Expansion e = input_expansion(d, d.C);
   const int64_t image = d.C * d.H * d.W, cells = d.K * s.cells;
@@ -147,10 +153,10 @@ void backward_images(const conv2d::Backward<T>& p, const Sizes& s, const Plan& p
       for (int64_t group = 0; group < d.G; ++group)
         add_weight_gradient<T>(Taps<T>{lanes + group * s.Kg * s.cells, x + group * s.Cg * d.KW * e.plane(), cells, e.size(),
                                        images, s.cells, plan.offset},
-                               s.Kg, s.window, sums + group * s.Kg * s.window);
+                               s.Kg, s.window, dw + group * s.Kg * s.window);
     }
     for (int64_t n = 0; n < count; ++n) {
-      if (p.db) bias_gradient<T>(g + n * cells, d.K, s.cells, sums + d.K * s.window);
+      if (p.db) bias_gradient<T>(g + n * cells, d.K, s.cells, db);
       if (p.dx) data.image(g + n * cells, p.dx + (first + n) * image);
     }
   }
@@ -166,7 +172,7 @@ Plan plan_of(const Dims& d, const Sizes& s, const int64_t* offset) {
   const int64_t at_once = kPair<T> * max_of<int64_t>(1, min_of(group, (int64_t{1} << 20) / image_bytes));
   const int64_t most = max_of<int64_t>(1, (int64_t{8} << 20) / (sizeof(Wide<T>) * share_size + 1));
   const int64_t shares = min_of(min_of<int64_t>(16, most), max_of<int64_t>(1, d.N / at_once));
-  return {at_once, shares, share_size, offset};
+  return {at_once, shares, offset};
 }
 
 // The sparse way is about which cells have a gradient, not about multiplying: for bf16 it runs in full width.
@@ -204,26 +210,34 @@ void conv2d_backward(const conv2d::Backward<T>& p) {
   const Dims d = p.d;
   const Sizes s(d);
   const int64_t planes = lanes_of<T>(s.Kg);  // of the gradient, for dx
-  int64_t* offset = scratch<int64_t>(Slot::cells, s.window + planes * s.area);
+  int64_t* offset = scratch<int64_t>(Slot::cells, s.window + 2 * planes * s.area);
   input_expansion(d, d.C).offsets(offset, s.Cg);
   const Plan plan = plan_of<T>(d, s, offset);
   Dims of_data = d;
   if (!p.dx) of_data.H = 0;  // no phases, nothing to pack
   const DataGradient<T> data(of_data, p.w, scratch<Lane<T>>(Slot::transposed, d.C * planes * s.area), offset + s.window);
-  W* partial = scratch<W>(Slot::partial, plan.shares * plan.share_size);
-  std::memset(partial, 0, sizeof(W) * plan.shares * plan.share_size);
+  // The sums of share 0 are made where the results go, unless those are of another type.
+  const int64_t weights = p.dw ? d.K * s.window : 0, share_size = weights + d.K;
+  const bool in_place = kPair<T> == 1 && p.dw;
+  W* const partial = scratch<W>(Slot::partial, plan.shares * share_size);
+  const auto dw_of = [&](int64_t share) { return in_place && share == 0 ? reinterpret_cast<W*>(p.dw) : partial + share * share_size; };
+  const auto db_of = [&](int64_t share) { return partial + share * share_size + weights; };
   const int64_t grain = plan.shares < threads() ? plan.shares : ceil_div(images_a_thread(d, s) * plan.shares, max_of<int64_t>(1, d.N));
   parallel(plan.shares, grain, [&](int64_t begin, int64_t end) {
     const int64_t images = lanes_of<T>(d.N);  // whole pairs to a share
-    for (int64_t share = begin; share < end; ++share)
+    for (int64_t share = begin; share < end; ++share) {
+      std::memset(dw_of(share), 0, sizeof(W) * weights);
+      std::memset(db_of(share), 0, sizeof(W) * d.K);
       backward_images<T>(p, s, plan, kPair<T> * (images * share / plan.shares),
-                         min_of(d.N, kPair<T> * (images * (share + 1) / plan.shares)), data,
-                         partial + share * plan.share_size);
+                         min_of(d.N, kPair<T> * (images * (share + 1) / plan.shares)), data, dw_of(share), db_of(share));
+    }
   });
-  for (int64_t share = 1; share < plan.shares; ++share)
-    for (int64_t i = 0; i < plan.share_size; ++i) partial[i] += partial[share * plan.share_size + i];
-  if (p.dw) copy_as(p.dw, partial, d.K * s.window);
-  if (p.db) copy_as(p.db, partial + d.K * s.window, d.K);
+  for (int64_t share = 1; share < plan.shares; ++share) {
+    add_as(dw_of(0), dw_of(share), weights, true);
+    add_as(db_of(0), db_of(share), d.K, true);
+  }
+  if (p.dw && !in_place) copy_as(p.dw, dw_of(0), weights);
+  if (p.db) copy_as(p.db, db_of(0), d.K);
 }
 
 TS_INSTANTIATE_BF16(conv2d_forward, conv2d::Forward)

@@ -30,12 +30,14 @@ struct Expansion {
   bool trivial() const {
     return KH == 1 && KW == 1 && SH == 1 && SW == 1 && top == 0 && left == 0 && OH == H && OW == W;
   }
-  // Where window cell (c, kh, kw) of output cell 0 lies; `channels` of them.
-  void offsets(int64_t* at, int64_t channels) const {
+  // Where window cell (c, kh, kw) of output cell 0 lies.
+  int64_t offset(int64_t c, int64_t kh, int64_t kw) const {
+    return (c * KW + kw) * plane() + (kh * DH % SH * phase_rows() + kh * DH / SH) * OW;
+  }
+  void offsets(int64_t* at, int64_t channels) const {  // of all, in this order
     for (int64_t c = 0; c < channels; ++c)
       for (int64_t kh = 0; kh < KH; ++kh)
-        for (int64_t kw = 0; kw < KW; ++kw)
-          *at++ = (c * KW + kw) * plane() + (kh * DH % SH * phase_rows() + kh * DH / SH) * OW;
+        for (int64_t kw = 0; kw < KW; ++kw) *at++ = offset(c, kh, kw);
   }
 };
 
@@ -231,6 +233,88 @@ struct WindowRows {
   }
 };
 
+// Window cells of output cells as the right factor of a product (gemm.h). A panel is panel[k * kColumns + j].
+template <class T>
+struct RightCells {
+  const T* e;
+  const int64_t* offset;
+  void panel(T* buffer, int64_t k0, int64_t depth, int64_t j0, int columns) const {
+    constexpr int W = kColumns<T>, L = W / 2;
+    const int low = min_of(columns, L);
+    for (int64_t k = 0; k < depth; ++k, buffer += W) {
+      const T* cells = e + offset[k0 + k] + j0;
+      __builtin_prefetch(cells + 2 * W - 1);  // the next panel's line: planes apart, no hardware foresees it
+      store<T>(buffer, load_some<T>(cells, low));
+      store<T>(buffer + L, load_some<T>(cells + L, columns - low));
+    }
+  }
+};
+
+// The same straight from an image as wide as its output, with stride 1: there window cell (kh, kw) of all output cells is the
+// image as one line, shifted. Lanes that meet padding are left out by masks, which all channels share.
+constexpr int kLineTaps = 64;
+template <class T>
+struct RightLines {
+  const T* x;
+  const int64_t* offset;  // [depth], of output cell 0
+  const int64_t* tap;     // [depth], kh * KW + kw
+  const Expansion& e;
+  static bool serves(const Expansion& e) {
+#if defined(__AVX2__)
+    return e.SH == 1 && e.SW == 1 && e.OW == e.W && e.KH * e.KW <= kLineTaps && !e.trivial();
+#else
+    return e.C < 0;  // never: without loads by masks the expansion is faster
+#endif
+  }
+  // Offsets, then taps, of window cells in the order (c, kh, kw).
+  static void offsets(const Expansion& e, int64_t* at, int64_t channels) {
+    const int64_t area = e.KH * e.KW;
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t kh = 0; kh < e.KH; ++kh)
+        for (int64_t kw = 0; kw < e.KW; ++kw, ++at) {
+          *at = (c * e.H + kh * e.DH - e.top) * e.W + kw * e.DW - e.left;
+          at[channels * area] = kh * e.KW + kw;
+        }
+  }
+  void panel(T* buffer, int64_t k0, int64_t depth, int64_t j0, int columns) const {
+#if defined(__AVX2__)
+    constexpr int W = kColumns<T>, L = W / 2;
+    constexpr unsigned whole = (1u << L) - 1;
+    uint64_t row_meets[kLineTaps] = {}, column_meets[kLineTaps] = {};  // a bit for each of the panel's cells
+    int64_t oh = j0 / e.OW, ow = j0 % e.OW;
+    for (int j = 0; j < columns; ++j) {
+      const uint64_t bit = uint64_t{1} << j;
+      for (int64_t kh = 0, h = oh - e.top; kh < e.KH; ++kh, h += e.DH) row_meets[kh] |= h >= 0 && h < e.H ? bit : 0;
+      for (int64_t kw = 0, w = ow - e.left; kw < e.KW; ++kw, w += e.DW) column_meets[kw] |= w >= 0 && w < e.W ? bit : 0;
+      if (++ow == e.OW) ow = 0, ++oh;
+    }
+    uint64_t meets[kLineTaps];
+    for (int64_t kh = 0; kh < e.KH; ++kh)
+      for (int64_t kw = 0; kw < e.KW; ++kw) meets[kh * e.KW + kw] = row_meets[kh] & column_meets[kw];
+    for (int64_t k = 0; k < depth; ++k, buffer += W) {
+      const T* cells = x + offset[k0 + k] + j0;
+      __builtin_prefetch(cells + 2 * W - 1);
+      const uint64_t mask = meets[tap[k0 + k]];
+      for (int half = 0; half < 2; ++half) {
+        const unsigned lanes = static_cast<unsigned>(mask >> half * L) & whole;
+        store<T>(buffer + half * L, lanes == whole ? load<T>(cells + half * L) : load_masked<T>(cells + half * L, lanes));
+      }
+    }
+#endif
+  }
+};
+
+// Panels of channels from which on the cells they meet are copied side by side: each panel then reads one stream in place of
+// a line of every plane, which pays for the copy.
+constexpr int64_t kPanelsToCopyFor = 8;
+// Weights of this size stay in L2 while panels of cells pass, one at a time. Larger ones are read once for kCellPanels.
+constexpr int64_t kWeightsInCache = 256 << 10;
+constexpr int64_t kCellPanels = 16;  // 16 x 256 x 16 floats are 256 KB
+template <class T>
+bool copies_cells(int64_t M) {
+  return kPair<T> == 1 && ceil_div(M, kRows) >= kPanelsToCopyFor;
+}
+
 // y[M, cells] = w [M, depth] x windows of one expanded image (and group); depth in lanes. Y is T or Wide<T>.
 template <class T>
 struct ImageProduct {
@@ -238,18 +322,27 @@ struct ImageProduct {
   const int64_t* offset;  // [depth]
   int64_t M, depth, cells;
   const Lane<T>* packed;  // by pack_weights
-  const T* bias;    // [M] or null
+  const T* bias;          // [M] or null
   bool relu;
+  const Expansion* lined = nullptr;  // set: `e` is the image itself, read as RightLines, whose taps lie behind `offset`
+  const T* direct = nullptr;         // set, where cells are copied: the weights as they lie, in place of `packed`
   WindowRows window = {};
+
+  // Steps [first, first + count) of the depth, of which cells [j, j_end) meet more than padding.
+  void steps(int64_t j, int64_t j_end, int64_t& first, int64_t& count) const {
+    int64_t begin = 0, end = 1;
+    if (window.depth) window.met(j, j_end - 1, begin, end);
+    first = begin * window.depth;
+    count = window.depth ? (end - begin) * window.depth : depth;
+  }
 
   template <class Y>
   void tiles(Y* y, int64_t j, int64_t i_begin, int64_t i_end) const {
     constexpr int L = kLanes<Wide<T>>;
     const int64_t width = vectors_at_once(M) * L, rows = panel_rows(M);
     const int columns = static_cast<int>(min_of(width, cells - j)), vectors = (columns + L - 1) / L;
-    int64_t begin = 0, end = 1;
-    if (window.depth) window.met(j, j + columns - 1, begin, end);
-    const int64_t first = begin * window.depth, count = window.depth ? (end - begin) * window.depth : depth;
+    int64_t first, count;
+    steps(j, j + columns, first, count);
     const int64_t block = M > rows ? kConvSteps : kSteps;
     Wide<T>* const kept = count > block ? scratch<Wide<T>>(Slot::sums, (i_end - i_begin) * vectors * L) : nullptr;
     for (int64_t k = 0; k < count; k += block)
@@ -262,13 +355,58 @@ struct ImageProduct {
       }
   }
 
+  // Cells [j_begin, j_end) of rows [i_begin, i_end): as tiles, but with the cells copied.
+  template <bool in_place, class Right>
+  void copied_tiles(const Right& right, T* y, int64_t j_begin, int64_t j_end, int64_t i_begin, int64_t i_end) const {
+    constexpr int W = kColumns<T>;
+    const int64_t rows = copied_rows();
+    int64_t first, count;
+    steps(j_begin, j_end, first, count);
+    T* const copies = scratch<T>(Slot::pack_b, block_depth<T>(count) * ceil_div(j_end - j_begin, W) * W);
+    for_blocks<T>(count, [&](const Block<T>& block) {
+      const int64_t k0 = first + block.k0;
+      const auto panel = [&](int64_t j) { return copies + (j - j_begin) * block.depth; };
+      const auto columns = [&](int64_t j) { return static_cast<int>(min_of<int64_t>(W, j_end - j)); };
+      for (int64_t j = j_begin; j < j_end; j += W) right.panel(panel(j), k0, block.depth, j, columns(j));
+      for (int64_t i = i_begin; i < i_end; i += rows) {
+        const int r = static_cast<int>(min_of(rows, M - i));
+        const T* w = in_place ? direct + i * depth + k0 : packed + i * depth + k0 * r;
+        for (int64_t j = j_begin; j < j_end; j += W)
+          tile_for<T, T, in_place>(r, columns(j) > W / 2 ? 2 : 1)(
+              block.depth, w, depth, panel(j), y + i * cells + j, cells, columns(j), block.last && bias ? bias + i : nullptr,
+              nullptr, !block.first, block.last && relu);
+      }
+    });
+  }
+  int64_t copied_rows() const { return panel_rows(M, direct ? kDirectRows : kRows); }
+
+  template <bool in_place, class Right>
+  void run_copied(const Right& right, T* y) const {
+    const bool large = M * depth * static_cast<int64_t>(sizeof(T)) > kWeightsInCache;
+    const int64_t rows = copied_rows(), width = kColumns<T> * (large ? kCellPanels : 1), groups = ceil_div(cells, width);
+    if (groups < threads())  // each thread copies all cells for its share of the channels
+      parallel(ceil_div(M, rows), kParallelWork / (depth * cells * rows + 1) + 1, [&](int64_t begin, int64_t end) {
+        for (int64_t j = 0; j < cells; j += width)
+          copied_tiles<in_place>(right, y, j, min_of(cells, j + width), begin * rows, min_of(M, end * rows));
+      });
+    else
+      parallel(groups, kParallelWork / (depth * width * M + 1) + 1, [&](int64_t begin, int64_t end) {
+        for (int64_t g = begin; g < end; ++g) copied_tiles<in_place>(right, y, g * width, min_of(cells, (g + 1) * width), 0, M);
+      });
+  }
+
   template <class Y>
   void run(Y* y) const {
-    const int64_t width = vectors_at_once(M) * kLanes<Wide<T>>, panels = ceil_div(cells, width), rows = panel_rows(M);
-    const int64_t grain = kParallelWork / (depth * width * rows + 1) + 1;
+    if constexpr (kPair<T> == 1)
+      if (copies_cells<T>(M)) {
+        const auto in_place = [&](const auto& right) { direct ? run_copied<true>(right, y) : run_copied<false>(right, y); };
+        return lined ? in_place(RightLines<T>{e, offset, offset + depth, *lined}) : in_place(RightCells<T>{e, offset});
+      }
+    const int64_t width = vectors_at_once(M) * kLanes<Wide<T>>, panels = ceil_div(cells, width);
+    const int64_t rows = panel_rows(M), grain = kParallelWork / (depth * width * rows + 1) + 1;
     // Weights beyond a share of the L2 cache, and larger than the image, are read once for all cells; others stay while
     // the cells pass.
-    if (M * depth * static_cast<int64_t>(sizeof(Lane<T>)) > (256 << 10) && M > cells) {
+    if (M * depth * static_cast<int64_t>(sizeof(Lane<T>)) > kWeightsInCache && M > cells) {
       parallel(ceil_div(M, rows), grain, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
           for (int64_t j = 0; j < panels; ++j) tiles(y, j * width, i * rows, min_of(M, (i + 1) * rows));

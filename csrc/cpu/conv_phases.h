@@ -2,7 +2,8 @@
 //
 // Along one dimension dx[i] = sum over k of w[k] * g[(i + P - k * D) / S], for the k that divide. Cells i = a, a + S, … all
 // meet the same window cells k = tap, tap + step, …: a convolution of g with that part of the window, flipped, whose results
-// go to every S-th cell of dx. The window is ordered (kh, k, kw), so that rows of it in the padding can be left out.
+// go to every S-th cell of dx. The window is ordered (kh, k, kw), so that rows of it in the padding can be left out;
+// where images are read in lines (k, kh, kw), so that it meets a plane at a time.
 #pragma once
 
 #include "../contract/conv2d.h"
@@ -55,20 +56,23 @@ template <class T>
 struct DataGradient {
   const conv2d::Dims& d;
   int64_t Cg, Kg, planes;  // planes of lanes: Kg, or with pairs of channels half as many
-  Lane<T>* packed;         // [SH][SW] parts of [G][Cg][kh, plane, kw]
-  int64_t* offset;         // [SH][SW] parts of [kh, plane, kw]
+  Lane<T>* packed;         // [SH][SW] parts of [G][Cg][window], in panels
+  int64_t* offset;         // [SH][SW] parts of [window], each followed by its taps (RightLines)
 
-  // w: [K, Cg, KH, KW]. `offset` has room for planes * KH * KW, `packed_to` for C times as many.
+  // w: [K, Cg, KH, KW]. `offset` has room for 2 * planes * KH * KW, `packed_to` for C * planes * KH * KW.
   DataGradient(const conv2d::Dims& dims, const T* w, Lane<T>* packed_to, int64_t* offset_to)
       : d(dims), Cg(d.C / d.G), Kg(d.K / d.G), planes(lanes_of<T>(Kg)), packed(packed_to), offset(offset_to) {
     each_phase([&](const Phase& rows, const Phase& columns, int64_t, Lane<T>* to, int64_t* at) {
       pack(w, rows, columns, to);
       const Expansion e = expansion(rows, columns);
+      if (lined(e)) return RightLines<T>::offsets(e, at, planes);
       for (int64_t kh = 0; kh < e.KH; ++kh)
         for (int64_t k = 0; k < planes; ++k)
-          for (int64_t kw = 0; kw < e.KW; ++kw) *at++ = (k * e.KW + kw) * e.plane() + kh * e.DH * e.OW;
+          for (int64_t kw = 0; kw < e.KW; ++kw) *at++ = e.offset(k, kh, kw);
     });
   }
+
+  bool lined(const Expansion& e) const { return copies_cells<T>(Cg) && RightLines<T>::serves(e); }
 
   Expansion expansion(const Phase& rows, const Phase& columns) const {
     return {d.G * planes, d.OH, d.OW, -rows.shift, -columns.shift, rows.taps, columns.taps, rows.dilation,
@@ -83,7 +87,7 @@ struct DataGradient {
       const Phase columns = column_phase(d, b);
       f(rows, columns, b, to, at);
       to += d.C * planes * rows.taps * columns.taps;
-      at += planes * rows.taps * columns.taps;
+      at += 2 * planes * rows.taps * columns.taps;
     }
   }
   int64_t column_taps() const {  // of all column phases together: a window column may meet no cell of a narrow image
@@ -96,13 +100,41 @@ struct DataGradient {
     const int64_t taps = column_taps();
     int64_t before = 0;
     for (int64_t a = 0; a < min_of(d.SH, d.H); ++a) {
-      each_column_phase(a, packed + d.C * planes * before * taps, offset + planes * before * taps, f);
+      each_column_phase(a, packed + d.C * planes * before * taps, offset + 2 * planes * before * taps, f);
       before += row_phase(d, a).taps;
+    }
+  }
+
+  // The part of output channel k's window for R input channels from c on (w: of the first), to its place in their panel.
+  template <int R>
+  void pack_channel(int64_t k, const T* w, const Phase& rows, const Phase& columns, bool by_plane, T* panel) const {
+    for (int64_t jh = 0; jh < rows.taps; ++jh) {
+      const T* from = w + (rows.tap + (rows.taps - 1 - jh) * rows.step) * d.KW + columns.tap + (columns.taps - 1) * columns.step;
+      T* cell = panel + (by_plane ? k * rows.taps + jh : jh * Kg + k) * columns.taps * R;
+      for (int64_t jw = 0; jw < columns.taps; ++jw, from -= columns.step, cell += R)
+        for (int i = 0; i < R; ++i) cell[i] = from[i * d.KH * d.KW];
+    }
+  }
+  template <int R = kRows>
+  void pack_channel(int count, int64_t k, const T* w, const Phase& rows, const Phase& columns, bool by_plane, T* panel) const {
+    if constexpr (R > 0) {
+      if (count == R) pack_channel<R>(k, w, rows, columns, by_plane, panel);
+      else pack_channel<R - 1>(count, k, w, rows, columns, by_plane, panel);
     }
   }
 
   void pack(const T* w, const Phase& rows, const Phase& columns, Lane<T>* to) const {
     const int64_t elements = Kg * rows.taps * columns.taps, depth = planes * rows.taps * columns.taps;
+    if constexpr (kPair<T> == 1) {
+      const bool by_plane = lined(expansion(rows, columns));
+      const int64_t panel = panel_rows(Cg);
+      for (int64_t g = 0; g < d.G; ++g)
+        for (int64_t k = 0; k < Kg; ++k)  // w is read in its order
+          for (int64_t c = 0; c < Cg; c += panel)
+            pack_channel(static_cast<int>(min_of(panel, Cg - c)), k, w + ((g * Kg + k) * Cg + c) * d.KH * d.KW, rows, columns, by_plane,
+                         to + (g * Cg + c) * depth);
+      return;
+    }
     T* part = scratch<T>(Slot::batch, Cg * elements);
     for (int64_t g = 0; g < d.G; ++g) {
       for (int64_t c = 0; c < Cg; ++c) {
@@ -121,12 +153,14 @@ struct DataGradient {
   template <class Y>
   void product(const Lane<T>* g, const Phase& rows, const Phase& columns, const Lane<T>* weights, const int64_t* at, Y* to) const {
     const Expansion e = expansion(rows, columns);
-    const Lane<T>* source = expanded<Lane<T>>(g, 1, e, Slot::image);
+    const bool in_lines = lined(e);
+    const Lane<T>* source = in_lines ? g : expanded<Lane<T>>(g, 1, e, Slot::image);
+    const int64_t group_size = planes * (in_lines ? e.H * e.W : e.KW * e.plane());
     const int64_t row_depth = planes * e.KW, depth = row_depth * e.KH, cells = e.OH * e.OW;
-    const WindowRows window{e.OW, e.top, e.H, e.KH, e.DH, row_depth};
+    const WindowRows window = in_lines ? WindowRows{} : WindowRows{e.OW, e.top, e.H, e.KH, e.DH, row_depth};
     for (int64_t group = 0; group < d.G; ++group)
-      ImageProduct<T>{source + group * planes * e.KW * e.plane(), at, Cg, depth, cells, weights + group * Cg * depth, nullptr,
-                      false, window}
+      ImageProduct<T>{source + group * group_size, at, Cg, depth, cells, weights + group * Cg * depth, nullptr, false,
+                      in_lines ? &e : nullptr, nullptr, window}
           .run(to + group * Cg * cells);
   }
 
@@ -144,7 +178,7 @@ struct DataGradient {
     for (int64_t a = 0, before = 0; a < min_of(d.SH, d.H); ++a) {
       const Phase rows = row_phase(d, a);
       W* to = parts;
-      each_column_phase(a, packed + d.C * planes * before * taps, offset + planes * before * taps,
+      each_column_phase(a, packed + d.C * planes * before * taps, offset + 2 * planes * before * taps,
                         [&](const Phase&, const Phase& columns, int64_t, const Lane<T>* weights, const int64_t* at) {
                           if (rows.taps * columns.taps > 0) product(g, rows, columns, weights, at, to);
                           to += d.C * rows.count * columns.count;

@@ -1,0 +1,94 @@
+"""Shapes at which the CPU kernels take other ways than on the samples of their specs, against the float64 reference."""
+
+import pytest
+import torch
+from test_contract import ISAS, check_against_reference, check_threads, isa  # noqa: F401 (a fixture)
+
+from torchsmith.contract import Call
+from torchsmith.spec import Sample, all_specs
+
+SPECS = {spec.name: spec for spec in all_specs()}
+POOL = {"pool_kernel_size": 2}
+
+
+def conv(x, w, **keywords):
+    def make(dtype):
+        return Sample(
+            "", (torch.randn(x, dtype=dtype), torch.randn(w, dtype=dtype), torch.randn(w[0], dtype=dtype)), keywords
+        )
+
+    return make
+
+
+def linear(rows, features, outputs):
+    def make(dtype):
+        return Sample(
+            "", tuple(torch.randn(s, dtype=dtype) for s in ((rows, features), (outputs, features), (outputs,)))
+        )
+
+    return make
+
+
+# 99 channels and more are 8 panels of every instruction set: their kernels copy the cells that the panels share.
+CONVOLUTIONS = {
+    "lines, weights in place, several blocks": conv((1, 101, 7, 9), (103, 101, 3, 3), padding=1),
+    "lines, weights packed": conv((2, 9, 15, 13), (101, 9, 3, 3), padding=1),
+    "lines of the gradient": conv((2, 101, 15, 13), (9, 101, 3, 3), padding=1),
+    "lines, even window": conv((2, 10, 9, 8), (100, 10, 4, 2), padding="same"),
+    "lines, dilation": conv((1, 101, 9, 8), (99, 101, 3, 3), padding=2, dilation=2),
+    "lines, one column": conv((2, 10, 21, 1), (101, 10, 3, 3), padding=1),
+    "lines, window beyond the image": conv((1, 10, 3, 3), (101, 10, 5, 5), padding=2),
+    "expanded": conv((2, 101, 12, 10), (100, 101, 2, 3)),
+    "expanded, more taps than lines have": conv((1, 3, 10, 10), (101, 3, 9, 9), padding=4),
+    "stride": conv((2, 101, 9, 8), (101, 101, 3, 3), stride=2, padding=1),
+    "stride, 1x1": conv((2, 101, 9, 8), (101, 101, 1, 1), stride=2),
+    "groups": conv((2, 202, 6, 5), (202, 101, 3, 3), groups=2, padding=1),
+    "1x1": conv((2, 101, 7, 7), (102, 101, 1, 1)),
+    "1x1, several groups of panels": conv((1, 300, 23, 24), (256, 300, 1, 1)),
+    "weight gradient, chunks of an image": conv((2, 6, 30, 27), (21, 6, 3, 3)),
+    "weight gradient, images in a chunk": conv((19, 8, 5, 5), (16, 8, 3, 3), padding=1),
+    "weight gradient, channels over a vector": conv((3, 6, 9, 9), (17, 6, 3, 3), groups=1),
+}
+LINEARS = {
+    "few columns of both gradients": linear(7, 70, 10),
+    "rows in several shares, of two threads too": linear(500, 33, 65),
+    "rows in one share, two blocks": linear(130, 300, 66),
+}
+WAYS = [pytest.param("conv2d", make, id=f"conv2d-{name}") for name, make in CONVOLUTIONS.items()]
+WAYS += [pytest.param("linear", make, id=f"linear-{name}") for name, make in LINEARS.items()]
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("op, make", WAYS)
+def test_values_and_gradients(op, make, dtype, isa):  # noqa: F811
+    torch.manual_seed(0)
+    check_against_reference(SPECS[op], make(dtype))
+
+
+@pytest.mark.parametrize(
+    "name", ["lines, weights in place, several blocks", "expanded", "weight gradient, chunks of an image"]
+)
+@pytest.mark.parametrize("op, keywords", [("conv2d_relu", {}), ("conv2d_relu_maxpool2d", POOL)])
+def test_fused(op, keywords, name):
+    torch.manual_seed(0)
+    sample = CONVOLUTIONS[name](torch.float32)
+    check_against_reference(SPECS[op], Sample("", sample.args, {**sample.kwargs, **keywords}))
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("padding", [0, 1])
+def test_nan_and_inf_stay_in_their_windows(padding, isa):  # noqa: F811
+    """Copied cells leave out by masks what lies beside an image: there the neighbours' cells are, or nothing at all."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 9, 8)
+    x[0, 0, 0, 0], x[0, 4, 8, 7], x[1, 2, 4, 0], x[1, 3, 5, 7] = float("nan"), float("inf"), -float("inf"), float("nan")
+    check_against_reference(
+        SPECS["conv2d"], Sample("", (x, torch.randn(101, 5, 3, 3)), {"padding": padding}, differentiable=False)
+    )
+
+
+@pytest.mark.parametrize("op, make", WAYS)
+def test_threads_do_not_change_a_bit(op, make):
+    torch.manual_seed(0)
+    check_threads(SPECS[op], Call(make(torch.float32)))
