@@ -2,7 +2,8 @@
 
 Every sample of the row's specs, and those of tests/cuda_rows/<row>.py, forward and backward, by the CUDA sources: results
 against the float64 reference by the rule of compare.py, bit for bit the same in two thread orders, on devices for which
-plans differ. Then: no kernel that the row can launch was left out.
+plans differ. Then: no kernel that the row can launch was left out. Ops that share kernels take turns with samples that they
+have in common, but for small ones.
 
 That is float32. The other dtypes instantiate the same templates: ops that share kernels take turns with them, in one order,
 and float64 and float16, which differ from those two in their types alone, take every second sample of the specs.
@@ -28,6 +29,9 @@ from torchsmith.spec import FLOATS, all_specs
 ROW = os.environ["TORCHSMITH_TEST_ROW"]
 SPECS = [spec for spec in all_specs() if spec.row == ROW]
 MODULE = importlib.import_module(f"torchsmith.ops.{ROW}")
+
+
+SMALL = 300  # elements of a sample that every op takes
 
 
 def extra_samples(spec, dtype):
@@ -66,7 +70,8 @@ def own_in_turn(spec, dtype):
 
 def by_dtype(spec, dtype):
     if dtype == torch.float32:
-        return every_sample(spec, dtype)
+        mine = {sample.name for sample in every_in_turn(spec, dtype, samples_of)}
+        return [s for s in samples_of(spec, dtype) if s.name in mine or size(s) <= SMALL] + extra_samples(spec, dtype)
     own, step = every_in_turn(spec, dtype, samples_of), 1 if dtype == torch.bfloat16 else 2
     # A window over 256 cells has kernels of its own.
     return [s for i, s in enumerate(own) if i % step == 0 or "window" in s.name] + extra_in_turn(spec, dtype)

@@ -40,6 +40,13 @@ BRIEF = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _few_pictures(request, monkeypatch):
+    """They take longer than most of these trainings do; those of brief_runs, one of each row, are drawn."""
+    if "brief_runs" not in request.fixturenames:
+        monkeypatch.setattr("torchsmith.plots.training_curves", lambda record, panel=None: b"\x89PNG")
+
+
 def quiet():
     return Console(file=io.StringIO(), width=120)
 

@@ -30,6 +30,13 @@ CNN = get_row("cnn")
 FILES = ["checkpoint.pt", "curves.csv", "curves.png", "record.json", "steps.csv"]
 
 
+@pytest.fixture(autouse=True)
+def _few_pictures(request, monkeypatch):
+    """They take longer than most of these trainings do; that of digits_run is drawn."""
+    if "digits_run" not in request.fixturenames:
+        monkeypatch.setattr("torchsmith.plots.training_curves", lambda record, panel=None: b"\x89PNG")
+
+
 def brief(**given):
     """Settings on one thread: with other work on the cores, two threads wait for each other at every op."""
     return CNN.settings(**{"threads": 1, **given})

@@ -1,8 +1,11 @@
 // torchsmith from C++: its library is loaded, and an op called through PyTorch's dispatcher.
 //
 //   linear_relu path/to/torchsmith/_cpu.so      prints the largest difference from at::linear; exit code 1 if it is not small
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/randn.h>
+#include <ATen/ops/relu.h>
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -19,7 +22,7 @@ int main(int argc, char** argv) {
   const at::Tensor x = at::randn({64, 300}), weight = at::randn({50, 300}), bias = at::randn({50});
   const at::Tensor y = linear.call(x, weight, bias, /*relu=*/true, /*allow_tf32=*/false);
 
-  const double difference = (y - at::relu(at::linear(x, weight, bias))).abs().max().item<double>();
+  const double difference = y.sub(at::relu(at::linear(x, weight, bias))).abs().max().item<double>();
   std::printf("torchsmith::linear_forward on %ld x %ld: differs from at::linear by %g\n", long(y.size(0)),
               long(y.size(1)), difference);
   return difference < 1e-4 ? 0 : 1;  // sums of 300 products of about 1
