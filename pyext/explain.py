@@ -119,7 +119,7 @@ def _calls(path: list[tuple[str, nn.Module]], lines: list[Line]) -> Iterator[Non
     def note(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...]) -> str:
         _finish(lines)
         name, module = path[-1] if path else ("", None)
-        entry = tuned.measured(tuning.call_of(op, tensors, others).key)
+        entry = tuned.entry_of(tuning.call_of(op, tensors, others).key)
         kind = "" if module is None else type(module).__name__
         lines.append(Line(name, kind, op, _shapes(tensors), "", "", {} if entry is None else entry.us))
         known = before.get(op)

@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, triton_backend
 
-__all__ = ["Entry", "Table", "describe", "fastest", "keep", "leaves", "made_for", "measured", "only", "table_path"]
+__all__ = ["Entry", "Table", "describe", "entry_of", "fastest", "keep", "made_for", "only", "table_path", "tensors_of"]
 
 FORMAT = 2
 #: Another than native, or than the first candidate, is taken when that takes this much longer: repeated medians differ by
@@ -182,7 +182,7 @@ class Table:
 _active = Table()
 
 
-def measured(key: tuple[Any, ...]) -> Entry | None:
+def entry_of(key: tuple[Any, ...]) -> Entry | None:
     """What the table in use says of exactly such a call."""
     return _active.entries.get(key)
 
@@ -230,7 +230,7 @@ class Known:
         except TypeError:  # a list among the others
             key = reason = None
         if reason is None:
-            grad = grad and any(t.requires_grad for t in leaves(tensors))
+            grad = grad and any(t.requires_grad for t in tensors_of(tensors))
             reason = self._look_up((describe((*tensors, *others)), torch.get_num_threads(), grad))
             if len(self.quick) >= REMEMBERED:
                 self.quick.clear()
@@ -278,14 +278,14 @@ def _quick(value: Any, grad: bool) -> Any:
     return tuple(_quick(v, grad) for v in value)
 
 
-def leaves(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+def tensors_of(values: Iterable[Any]) -> Iterator[torch.Tensor]:
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value
         elif isinstance(value, PackedSequence):
             yield value.data
         elif isinstance(value, (list, tuple)):
-            yield from leaves(value)
+            yield from tensors_of(value)
 
 
 def keep(entries: Iterable[Entry], save: bool = True) -> None:

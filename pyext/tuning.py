@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from . import dispatch
-from .tuned import Entry, describe, keep, leaves, only
+from .tuned import Entry, describe, keep, only, tensors_of
 
 __all__ = ["Call", "compare", "measure", "record", "tune"]
 
@@ -37,7 +37,7 @@ class Call:
 
 def call_of(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...]) -> Call:
     """A call as the public function makes it now."""
-    grad = torch.is_grad_enabled() and any(t.requires_grad for t in leaves(tensors))
+    grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors_of(tensors))
     return Call(op, (*tensors, *others), grad, torch.get_num_threads())
 
 
@@ -91,7 +91,7 @@ def compare(arms: dict[str, Callable[[int], None]], call: Call, quick: bool) -> 
     from .bench import harness
 
     plan = harness.Plan.quick() if quick else harness.Plan(budget_s=0.2)
-    on_gpu = any(t.is_cuda for t in leaves(call.arguments))
+    on_gpu = any(t.is_cuda for t in tensors_of(call.arguments))
     (first, base), *others = ((name, _finished(arm) if on_gpu else arm) for name, arm in arms.items())
     us: dict[str, float] = {}
     with harness.threads(call.threads):
@@ -137,12 +137,12 @@ def _arm(function: Callable[..., Any], call: Call, backend: str) -> Callable[[in
     names = list(inspect.signature(function).parameters.values())
     positional = [a for a, p in zip(call.arguments, names, strict=False) if p.kind is not p.KEYWORD_ONLY]
     keywords = {p.name: a for a, p in zip(call.arguments, names, strict=False) if p.kind is p.KEYWORD_ONLY}
-    wanted = [t for t in leaves(call.arguments) if t.requires_grad]
+    wanted = [t for t in tensors_of(call.arguments) if t.requires_grad]
 
     gradients: list[torch.Tensor] = []  # made once: as in training, they come from elsewhere
 
     def once() -> None:
-        outputs = [t for t in leaves((function(*positional, **keywords),)) if t.requires_grad]
+        outputs = [t for t in tensors_of((function(*positional, **keywords),)) if t.requires_grad]
         if call.grad:
             gradients.extend(torch.ones_like(o) for o in outputs[len(gradients) :])
             torch.autograd.grad(outputs, wanted, gradients, allow_unused=True)
