@@ -167,9 +167,14 @@ void pack_weights(Lane<T>* to, int64_t M, int64_t channels, int64_t area, const 
   pack_lanes<T>(to, M, lanes_of<T>(channels) * area, lane_planes<T>(w, M, channels, area, Slot::planes));
 }
 
-// Steps of a tile at a time where there are several panels of channels: their weights and the cells they meet, 128 x (64
-// channels + 16 cells) floats at most, then stay in a 32 KB L1 while the panels take turns.
+// Steps of a tile at a time, at most, where there are several panels of channels: their weights and the cells they meet, 128 x
+// (64 channels + 16 cells) floats, then stay in a 32 KB L1 while the panels take turns. Where more than 42 channels have their
+// cells copied, 192 x (24 + 16) do too.
+#if defined(__AVX512F__)
 constexpr int64_t kConvSteps = 128;
+#else
+constexpr int64_t kConvSteps = 192;
+#endif
 
 // R output channels x V vectors of output cells over a block of the window: sum[i][v] += w[k][i] * e[offset[k] + cells of v].
 // `kept`: the sums of earlier blocks, [R][V] vectors, null where one block is all (one chain of thousands of additions
@@ -343,7 +348,7 @@ struct ImageProduct {
     const int columns = static_cast<int>(min_of(width, cells - j)), vectors = (columns + L - 1) / L;
     int64_t first, count;
     steps(j, j + columns, first, count);
-    const int64_t block = M > rows ? kConvSteps : kSteps;
+    const int64_t most = M > rows ? kConvSteps : kSteps, block = ceil_div(count, ceil_div(count, most));  // equal shares
     Wide<T>* const kept = count > block ? scratch<Wide<T>>(Slot::sums, (i_end - i_begin) * vectors * L) : nullptr;
     for (int64_t k = 0; k < count; k += block)
       for (int64_t i = i_begin; i < i_end; i += rows) {
