@@ -44,14 +44,14 @@ BUGS = (
     Bug("sign of a gradient", "csrc/cpu/gru.cpp", "dn = g * (W(1) - z)", "dn = -g * (W(1) - z)", VALUES + "gru"),
     Bug(
         "dilation of rows lost",
-        "csrc/cpu/conv_image.h",
+        "csrc/cpu/conv_cells.h",
         "(kh * DH % SH * phase_rows() + kh * DH / SH)",
         "(kh % SH * phase_rows() + kh / SH)",
         VALUES + "conv2d",
     ),
     Bug(
         "dilation of rows and columns swapped",
-        "csrc/cpu/conv_image.h",
+        "csrc/cpu/conv_cells.h",
         "shift(kw * e.DW - e.left)",
         "shift(kw * e.DH - e.left)",
         VALUES + "conv2d",
@@ -157,14 +157,14 @@ BUGS = (
     ),
     Bug(
         "padding beside an image read as cells",
-        "csrc/cpu/conv_image.h",
+        "csrc/cpu/conv_cells.h",
         "lanes == whole ? load",
         "lanes != 0 ? load",
         VECTORS + "conv2d",
     ),
     Bug(
         "a window cell's padding for its neighbour's",
-        "csrc/cpu/conv_image.h",
+        "csrc/cpu/conv_cells.h",
         "meets[tap[k0 + k]]",
         "meets[tap[k]]",
         VECTORS + "conv2d",
@@ -283,7 +283,7 @@ BUGS = (
     ),
     Bug(
         "stride of rows and columns swapped",
-        "csrc/cpu/conv_image.h",
+        "csrc/cpu/conv_cells.h",
         "row + i * e.SW + column.shift, e.SW, n",
         "row + i * e.SH + column.shift, e.SH, n",
         VALUES + "conv2d",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from compare import compare, nudged
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, max_pool2d
 
 import torchsmith
 from torchsmith.bench import real_models as real
@@ -36,6 +36,9 @@ class Case:
     verdicts: dict[str, int]  #: of layers, as explain tells them
     runs: int = 1  #: of native, the worst of which is its error
     lr: float = 1e-3
+    clear: bool = (
+        False  #: data with which no pool has two largest cells that are equal but for rounding; not for fused pools
+    )
     part: float | None = None  #: instead of lr: how much of its largest value a parameter moves by in the first step
 
 
@@ -45,7 +48,7 @@ CASES = {
         lambda: real.VGG16(pooled=1, hidden=256), pictures(32), {"swapped": 1, "fused": 35}, runs=6, part=1e-3
     ),
     "MobileNetV2": Case(real.MobileNetV2, pictures(40, 4), {"swapped": 53, "fused": 0}, runs=6),
-    "GoogLeNet": Case(real.GoogLeNet, pictures(40), {"swapped": 14, "fused": 114}),
+    "GoogLeNet": Case(real.GoogLeNet, pictures(40), {"swapped": 14, "fused": 114}, runs=6, clear=True),
     "LeNet-5": Case(real.LeNet5, pictures(28, 4, 1), {"swapped": 1, "fused": 5}),
     "MLP": Case(real.PlainMLP, lambda: ((torch.randn(5, 784),), torch.randint(10, (5,))), {"swapped": 1, "fused": 6}),
     "char-RNN": Case(real.CharRNN, characters, {"swapped": 2, "fused": 0}),
@@ -121,7 +124,57 @@ def trained(module, inputs, target, lr):
     return results | {f"{k} after three steps": v for k, v in after.items()}
 
 
+class PoolInputs:
+    """What enters the max pools of a model, in the order of the calls."""
+
+    def __init__(self, model):
+        self.found = []
+        self.handles = [
+            m.register_forward_pre_hook(lambda module, args: self.found.append((module, args[0].detach())))
+            for m in model.modules()
+            if isinstance(m, (torch.nn.MaxPool2d, torchsmith.nn.MaxPool2d))
+        ]
+
+    def __enter__(self):
+        return self.found
+
+    def __exit__(self, *error):
+        for handle in self.handles:
+            handle.remove()
+
+
+def chosen(pool, x):
+    kernel, step, padding = pool.kernel_size, pool.stride, pool.padding
+    return max_pool2d(x, kernel, step, padding, ceil_mode=pool.ceil_mode, return_indices=True)[1].flatten(2)
+
+
+def tie_is_broken(ours, native, exact):
+    """Whether the first pool that takes another cell than in float64, ours or native's, does so where two are equal but for
+    rounding: from there on the arms train different models, and that is no error of anybody's. Elsewhere it is one."""
+    for (pool, a), (_, b), (_, e) in zip(ours, native, exact, strict=True):
+        right = chosen(pool, e)
+        for taken in (chosen(pool, a), chosen(pool, b)):
+            if not torch.equal(taken, right):
+                cells = e.flatten(2)
+                gap, rounding = (cells.gather(2, right) - cells.gather(2, taken)).max(), (b - e).abs().max()
+                assert gap <= 4 * rounding, (
+                    f"a pool takes a cell that is smaller by {gap}, native's error is {rounding}"
+                )
+                return True
+    return False
+
+
 def arms(case):
+    """Those of the first seed of five with which no pool breaks a tie."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        found = arms_of_a_seed(case)
+        if found is not None:
+            return found
+    raise AssertionError("with each of five seeds a pool took another cell than in float64")
+
+
+def arms_of_a_seed(case):
     """Results of the converted model, of native once or more, and of native in float64, from the same weights.
 
     From the second time on native's weights and inputs differ in their last bit. Of the hundreds of results of a deep model or
@@ -146,8 +199,10 @@ def arms(case):
     def run(model, inputs):
         return trained(model, inputs, target, lr)
 
-    natives = [run(native, inputs), *map(run, others, moved)]
-    return run(ours, inputs), natives, run(exact, widened(inputs))
+    pools = [PoolInputs(model) for model in (ours, native, exact)]
+    with pools[0] as of_ours, pools[1] as of_native, pools[2] as of_exact:
+        found = run(ours, inputs), [run(native, inputs), *map(run, others, moved)], run(exact, widened(inputs))
+    return None if case.clear and tie_is_broken(of_ours, of_native, of_exact) else found
 
 
 def test_training_gives_native_s_numbers(case):

@@ -1,5 +1,5 @@
-// conv2d, +ReLU, +ReLU+maxpool on the CPU: an image at a time, expanded in width (conv_image.h). The pool runs over the
-// finished image while it is in cache. Backward: conv_weights.h, conv_phases.h,
+// conv2d, +ReLU, +ReLU+maxpool on the CPU: an image at a time, expanded in width or, for many channels, read in lines
+// (conv_cells.h). The pool runs over the finished image while it is in cache. Backward: conv_weights.h, conv_phases.h,
 // pooled conv_sparse.h. Formulas and shapes: contract/conv2d.h.
 #include "../contract/conv2d.h"
 

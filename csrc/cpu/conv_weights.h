@@ -1,9 +1,9 @@
 // The weight gradient of a convolution:  dw[r][s] = sum over images and output cells of g[r][cell] * e[offset[s] + cell].
-// Lanes are output cells of the expanded image (conv_image.h), so that no channel count wastes lanes; R x S sums stay in
+// Lanes are output cells of the expanded image (conv_cells.h), so that no channel count wastes lanes; R x S sums stay in
 // registers over a group of images, and their lanes are summed once at the end. Of bf16 a lane is a pair of images.
 #pragma once
 
-#include "conv_image.h"
+#include "conv_cells.h"
 
 namespace ts::TS_ISA {
 

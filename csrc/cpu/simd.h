@@ -62,8 +62,8 @@ TS_INLINE Vec<T> splat(T x) {
   return x - Vec<T>{};  // minus: -0. + 0. would lose the sign
 }
 
-#if defined(__AVX512F__)
 // Lanes whose bit is set; others are 0 and their memory is not read.
+#if defined(__AVX512F__)
 template <class T>
 TS_INLINE Vec<T> load_masked(const T* p, unsigned mask) {
   if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps((__mmask16)mask, p);
@@ -77,6 +77,14 @@ TS_INLINE Vec<T> load_masked(const T* p, unsigned mask) {
   const Mask<T> lanes = (bit & static_cast<int>(mask)) != 0;
   if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_maskload_ps(reinterpret_cast<const float*>(p), (__m256i)lanes);
   else return (Vec<T>)_mm256_maskload_pd(reinterpret_cast<const double*>(p), (__m256i)lanes);
+}
+#else
+template <class T>
+TS_INLINE Vec<T> load_masked(const T* p, unsigned mask) {
+  T lanes[kLanes<T>] = {};
+  for (int i = 0; i < kLanes<T>; ++i)
+    if (mask >> i & 1) lanes[i] = p[i];
+  return load<T>(lanes);
 }
 #endif
 
