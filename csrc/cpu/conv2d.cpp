@@ -75,7 +75,7 @@ void conv2d_forward(const conv2d::Forward<T>& p) {
       Wide<T>* image = d.pool ? scratch<Wide<T>>(Slot::pixels, d.K * s.cells) : nullptr;
       for (int64_t g = 0; g < d.G; ++g) {
         const ImageProduct<T> product{x + g * planes * (lined ? d.H * d.W : d.KW * e.plane()), offset, s.Kg, depth, s.cells,
-                                      packed + g * s.Kg * depth, p.bias ? p.bias + g * s.Kg : nullptr, d.relu,
+                                      in_place ? nullptr : packed + g * s.Kg * depth, p.bias ? p.bias + g * s.Kg : nullptr, d.relu,
                                       lined ? &e : nullptr, in_place ? p.w + g * s.Kg * s.window : nullptr};
         if (d.pool) product.run(image + g * s.Kg * s.cells);
         else product.run(p.y + (n * d.K + g * s.Kg) * s.cells);
