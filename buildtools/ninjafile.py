@@ -150,7 +150,8 @@ def native_module(plan: Plan, cpu: Path) -> Path:
     write_if_changed(info, _build_info(plan))
     include = [f"-I{info.parent}", *_system(toolchain.pybind11_include(), sysconfig.get_path("include"))]
     flags = [*plan.flags(), *include, *_user("CXXFLAGS")]
-    objects = [plan.edge("cxx", plan.out / "native.o", [plan.root / "csrc" / "native.cpp"], flags)]
+    sources = [plan.root / "csrc" / name for name in ("native.cpp", "call_way.cpp")]
+    objects = [plan.edge("cxx", plan.out / f"{s.stem}.o", [s], flags) for s in sources]
     folder = plan.root / "csrc" / "plans"
     flags = [*flags, f"-I{folder}", "-O2", "-ffunction-sections", "-Wno-unknown-pragmas"]  # `#pragma unroll` is nvcc's
     objects += [plan.edge("cxx", plan.out / f"plan_{s.stem}.o", [s], flags) for s in sorted(folder.glob("*.cpp"))]

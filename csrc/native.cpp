@@ -17,7 +17,8 @@
 
 namespace py = pybind11;
 
-void bind_plans(py::module_& m);  // plans/bind.cpp
+void bind_plans(py::module_& m);     // plans/bind.cpp
+void bind_call_way(py::module_& m);  // call_way.cpp
 
 namespace {
 
@@ -145,4 +146,5 @@ PYBIND11_MODULE(_native, m) {
         "the best of short turns over about that many seconds. Releases the GIL.");
   m.def("registry", &registry, "Every native kernel: a list of {'op', 'backend', 'dtypes'}.");
   bind_plans(m);
+  bind_call_way(m);
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["applier", "differentiable_gradients", "forward_mode", "records", "transforms", "wants_graph"]
+__all__ = ["applier", "caller", "differentiable_gradients", "forward_mode", "records", "transforms", "wants_graph"]
 
 
 def records(*tensors: torch.Tensor | None) -> bool:
@@ -22,6 +22,11 @@ def records(*tensors: torch.Tensor | None) -> bool:
 def applier(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     """``function.apply`` without its Python wrapper, for calls outside torch.func transforms and tracing (2 us less)."""
     return super(torch.autograd.Function, function).apply
+
+
+def caller(overload: torch._ops.OpOverload) -> Callable[..., Any]:
+    """``overload(...)`` without its Python wrapper, for calls outside of tracing (0.3 us less)."""
+    return overload._op
 
 
 def forward_mode() -> bool:

@@ -14,8 +14,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
-from . import triton_backend
+from . import _native, triton_backend
 from ._library import CUDA_KERNELS
 from .autograd import forward_mode, transforms
 
@@ -49,6 +50,7 @@ FASTER_IN_TRITON: dict[str, Callable[[tuple[Any, ...]], str]] = {}
 
 _active = "auto"
 _by_op: dict[str, str] = {}  # op -> backend, where it is not the active one
+_elsewhere: set[str] = set()  # ops whose backend is one that their C++ kernels are not
 _last: tuple[str, str, str] | str | None = None  # a Decision's fields; a str: the op that went straight to its kernel
 
 
@@ -103,6 +105,8 @@ def _set(active: str, by_op: dict[str, str]) -> None:
 
 def renew() -> None:
     """Lets each native op run the kernels that the backends set, and what is known of them, give it."""
+    _elsewhere.clear()
+    _elsewhere.update(op for op in _kernels if chosen(op) in ("torch", "triton"))
     always = {kernel for op, kernels in _kernels.items() if chosen(op) == "triton" for kernel in kernels}
     by_call = {
         kernel: partial(_faster_in_triton, op, FASTER_IN_TRITON[kernel])
@@ -135,26 +139,22 @@ def explain() -> Decision | None:
     return Decision(_last, "cpp", "cpu kernel") if isinstance(_last, str) else _last and Decision(*_last)
 
 
-def direct(op: str, *tensors: torch.Tensor | None) -> bool:
-    """Whether a call may go straight to the C++ kernel, which checks it and raises RuntimeError if anything does not fit.
+#: How a call may go: by the checks in Python; straight to the kernel; likewise, and autograd records it.
+LONG, PLAIN, RECORDED = 0, 1, 2
 
-    The short way costs half a microsecond; checks with errors in words, autocast, other devices and transforms take the
-    long one. A short call that the kernel refuses is made again the long way, which says what is wrong.
-    """
-    global _last
-    if (
-        chosen(op) in ("torch", "triton")
-        or torch.compiler.is_compiling()
-        or torch._C._is_any_autocast_enabled()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    ):
-        return False
-    for t in tensors:
-        if t is not None and not t.is_cpu:
-            return False
-    _last = op
-    return True
+#: ``direct(op, *tensors)`` tells whether a call, not being traced, may go straight to the C++ kernel, which checks it and
+#: raises RuntimeError if anything does not fit: LONG, PLAIN or RECORDED. The short way costs half a microsecond; checks with
+#: errors in words, autocast, other devices and transforms take the long one. A short call that the kernel refuses is made
+#: again the long way, which says what is wrong.
+direct: Callable[..., int] = _native.call_way(
+    autocast=torch._C._is_any_autocast_enabled,
+    transforms=torch._C._are_functorch_transforms_active,
+    grad_enabled=torch.is_grad_enabled,
+    forward_ad=vars(torch.autograd.forward_ad),
+    elsewhere=_elsewhere,
+    last=globals(),
+    key="_last",
+)
 
 
 def native_wins(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...] = (), ruled: str = "") -> str:
@@ -165,7 +165,7 @@ def native_wins(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...] = (),
     """
     if ruled and _observed is None:
         return ruled
-    if torch.compiler.is_compiling() or (chosen(op) != "auto" and _observed is None):
+    if is_compiling() or (chosen(op) != "auto" and _observed is None):
         return ""
     known = KNOWN.get(op)
     return (known and known(tensors, others)) or ruled
@@ -188,19 +188,10 @@ def automatic(op: str) -> bool:
     return chosen(op) == "auto"
 
 
-def rules_apply(op: str) -> bool:
-    """Whether an op may leave a call to native by a rule of its own: no backend is set, and nothing is traced."""
-    return RULES and chosen(op) == "auto" and not torch.compiler.is_compiling()
-
-
-def measured(op: str) -> bool:
-    """Whether calls of the op were measured on this machine, so that its rules for want of that are off."""
-    return op in MEASURED
-
-
 def by_default(op: str) -> bool:
-    """Whether the choice is ours and nothing measured on this machine makes it."""
-    return op not in MEASURED and rules_apply(op)
+    """Whether an op may leave a call to native by a rule of its own: no backend is set, nothing measured on this machine
+    makes the choice, and nothing is traced."""
+    return RULES and op not in MEASURED and chosen(op) == "auto" and not is_compiling()
 
 
 def leave(op: str, reason: str) -> None:
@@ -214,7 +205,7 @@ def use_kernel(op: str, input: torch.Tensor, unfit: str = "", rules: frozenset[s
     ``unfit`` is the op's own reason to leave the call to ATen, empty if it has none; ``rules`` are the kinds of
     torch.func transforms that the op has rules for.
     """
-    if torch.compiler.is_compiling():  # traced once: nothing to record, and functorch's own state is torch's business
+    if is_compiling():  # traced once: nothing to record, and functorch's own state is torch's business
         fits = input.dtype in KERNEL_DTYPES and _device_has_kernels(op, input.device.type)
         return not unfit and chosen(op) != "torch" and fits
     reason = unfit or _why_not(op, input, rules)
@@ -273,7 +264,7 @@ def allow_tf32(input: torch.Tensor) -> bool:
     """
     if not input.is_cuda or input.dtype != torch.float32:
         return False
-    if torch.compiler.is_compiling():  # the getter that dynamo knows and guards
+    if is_compiling():  # the getter that dynamo knows and guards
         return torch.backends.cuda.matmul.allow_tf32
     return torch.backends.cuda.matmul.fp32_precision == "tf32"  # takes settings by either of torch's two interfaces
 
@@ -291,7 +282,7 @@ def recurrent_tf32(input: torch.Tensor) -> bool:
 def _cudnn_tf32(input: torch.Tensor, operation) -> bool:
     if not input.is_cuda or input.dtype != torch.float32:
         return False
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return torch.backends.cudnn.allow_tf32
     return operation.fp32_precision == "tf32"
 

@@ -1,5 +1,6 @@
 """Every op, on every dtype and sample of its description, against the float64 reference."""
 
+import inspect
 import itertools
 
 import pytest
@@ -182,6 +183,22 @@ def test_opcheck_traced(spec):
     for func, args, kwargs in record.calls:
         args, kwargs = torch.utils._pytree.tree_map(detached, (args, kwargs))
         torch.library.opcheck(func, args, kwargs)
+
+
+@pytest.mark.parametrize("name", ["cpp", "torch", "auto"])
+@pytest.mark.parametrize("spec", all_specs(), ids=lambda s: s.name)
+def test_what_is_no_tensor_is_a_type_error_that_names_the_argument(spec, name):
+    sample = next(spec.samples(torch.float32, torch.device("cpu")))
+    names = list(inspect.signature(spec.function).parameters)
+    for place, (argument, value) in enumerate(zip(names, sample.args, strict=False)):
+        if not isinstance(value, (torch.Tensor, list)):
+            continue
+        for wrong, kind in (([1.0], "list|float"), (2.5, "float")):
+            if isinstance(value, list):
+                wrong = [*value[:-1], wrong]
+            arguments = (*sample.args[:place], wrong, *sample.args[place + 1 :])
+            with backend(name), pytest.raises(TypeError, match=rf"{spec.name}\(\): argument '{argument}' .*({kind})"):
+                spec.function(*arguments, **sample.kwargs)
 
 
 @pytest.mark.parametrize("name", ["cpp", "torch", "auto"])

@@ -6,6 +6,13 @@ import torch
 from torch import Tensor
 
 
+def only_tensors(op: str, needed: int, **tensors: Tensor | None) -> None:
+    """The first ``needed`` must be there, the others may be None."""
+    for place, (name, t) in enumerate(tensors.items(), 1):
+        if not isinstance(t, Tensor) and (t is not None or place <= needed):
+            raise TypeError(f"{op}(): argument '{name}' (position {place}) must be Tensor, not {type(t).__name__}")
+
+
 def same_dtype(op: str, **tensors: Tensor | None) -> None:
     (first, reference), *rest = tensors.items()
     for name, t in rest:

@@ -12,13 +12,25 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
-from ..autograd import applier, differentiable_gradients, records, transforms, wants_graph
-from ..dispatch import KNOWN, allow_tf32, autocast, direct, leave, native_wins, recurrent_tf32, use_kernel
+from ..autograd import applier, caller, differentiable_gradients, records, transforms, wants_graph
+from ..dispatch import (
+    KNOWN,
+    LONG,
+    RECORDED,
+    allow_tf32,
+    autocast,
+    direct,
+    leave,
+    native_wins,
+    recurrent_tf32,
+    use_kernel,
+)
 from ..spec import fake, kernel, like
 from . import _recurrent_func as func
-from ._checks import same_device
+from ._checks import only_tensors, same_device
 
 #: Every row by its name.
 ROWS: dict[str, Recurrent] = {}
@@ -35,6 +47,7 @@ class Recurrent:
     def __post_init__(self):
         for part in ("cell_forward", "cell_backward", "forward", "backward"):
             object.__setattr__(self, part, kernel(f"{self.name}_{part}"))
+        object.__setattr__(self, "cell_call", caller(self.cell_forward))
         object.__setattr__(self, "cell_name", f"{self.name}_cell")
         ROWS[self.name] = self
         _register_fakes(self)
@@ -62,16 +75,19 @@ class Recurrent:
 
 def cell(row: Recurrent, input: Tensor, hx: Tensor, w_ih, w_hh, b_ih, b_hh, relu: bool) -> Tensor:
     name, slower = row.cell_name, ""
+    way = LONG if is_compiling() else direct(name, input, hx, w_ih, w_hh, b_ih, b_hh)
+    if way == LONG:
+        only_tensors(name, 4, input=input, hx=hx, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh)
     if name in KNOWN:
         slower = native_wins(name, (input, hx, w_ih, w_hh, b_ih, b_hh), row.nonlinearity(relu))
-    if direct(name, input, hx, w_ih, w_hh, b_ih, b_hh):
+    if way:
         try:
             if slower:
                 leave(name, slower)
                 return row.native_cell(relu)(input, hx, w_ih, w_hh, b_ih, b_hh)
-            if records(input, hx, w_ih, w_hh, b_ih, b_hh):
+            if way == RECORDED:
                 return _apply_cell(row, relu, input, hx, w_ih, w_hh, b_ih, b_hh)
-            return row.cell_forward(input, hx, w_ih, w_hh, b_ih, b_hh, relu, False)[0]
+            return row.cell_call(input, hx, w_ih, w_hh, b_ih, b_hh, relu)[0]
         except RuntimeError:
             pass  # said in words, or computed by ATen, below
     input, hx, w_ih, w_hh, b_ih, b_hh = tensors = _autocast(row, input, hx, w_ih, w_hh, b_ih, b_hh)
@@ -191,6 +207,10 @@ def sequence(
         others = (*row.nonlinearity(relu), bidirectional, batch_first, dropout, training)
         slower = native_wins(row.name, (input, hx, weights), others)
     packed = input if isinstance(input, PackedSequence) else None
+    only_tensors(row.name, 1, input=input if packed is None else packed.data, hx=hx)
+    for i, w in enumerate(weights):
+        if not isinstance(w, Tensor):
+            raise TypeError(f"{row.name}(): argument 'weights' must be Tensors, but element {i} is {type(w).__name__}")
     data, batch_sizes = (packed.data, packed.batch_sizes) if packed is not None else (input, None)
     bias = len(weights) > 2 and weights[2].dim() == 1
     directions = 2 if bidirectional else 1
@@ -238,7 +258,7 @@ def sequence(
 
 def _packed_batch(packed: PackedSequence, hx: Tensor | None) -> int:
     """The number of sequences. A tracer asks what knows it as a size first; the kernel compares with batch_sizes."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         if packed.sorted_indices is not None:
             return packed.sorted_indices.shape[0]
         if hx is not None and hx.dim() == 3:

@@ -8,18 +8,20 @@ from math import prod
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .. import _native
-from ..autograd import applier, differentiable_gradients, records, wants_graph
-from ..dispatch import KNOWN, autocast, automatic, by_default, direct, leave, native_wins, use_kernel
+from ..autograd import applier, caller, differentiable_gradients, records, wants_graph
+from ..dispatch import KNOWN, LONG, RECORDED, autocast, automatic, by_default, direct, leave, native_wins, use_kernel
 from ..dispatch import convolution_tf32 as allow_tf32
 from ..spec import OpSpec, fake, kernel, like, register
 from . import _conv2d_samples as cases
-from ._checks import pair, same_device
+from ._checks import only_tensors, pair, same_device
 from .maxpool2d import output_size, pooled, position_dtype
 
 _forward = kernel("conv2d_forward")
 _backward = kernel("conv2d_backward")
+_call = caller(_forward)
 _INT_MAX = 2**31 - 1
 
 #: Products of a convolution's channels from which, and output cells up to which, native is the default: :func:`_rule`.
@@ -99,7 +101,7 @@ def _short_pool_of(kernel_size, stride, padding) -> list[int] | None:
 
 
 def _short_pool(*arguments) -> list[int] | None:
-    if torch.compiler.is_compiling():  # a tracer looks through the cache, and says so in a warning
+    if is_compiling():  # a tracer looks through the cache, and says so in a warning
         return None
     try:
         return _short_pool_of(*arguments)
@@ -108,7 +110,9 @@ def _short_pool(*arguments) -> list[int] | None:
 
 
 def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, pool):
-    slower = ""
+    way, slower = LONG if is_compiling() else direct(name, input, weight, bias), ""
+    if way == LONG:
+        only_tensors(name, 2, input=input, weight=weight, bias=bias)
     if name in KNOWN:
         pools = (tuple(pool[:2]), tuple(pool[2:4]), tuple(pool[4:])) if pool else ()
         slower = native_wins(name, (input, weight, bias), (stride, padding, dilation, groups, *pools))
@@ -116,7 +120,7 @@ def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, po
         slower = _copied_layout(name, input, groups)
     if not (slower or pool) and by_default(name):
         slower = _rule(input, weight, stride, groups)
-    if input.dim() == 4 and (slower or direct(name, input, weight, bias)):
+    if (way or slower) and input.dim() == 4:
         try:
             short = _short(stride, padding, dilation)
             if short is not None:
@@ -125,9 +129,9 @@ def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, po
                     y = _by_native(input, weight, bias, *geometry)
                     leave(name, slower)
                     return y
-                if records(input, weight, bias):
+                if way == RECORDED:
                     return _apply(input, weight, bias, *geometry)
-                return _forward(input, weight, bias, *geometry)[0]
+                return _call(input, weight, bias, *geometry)[0]
         except (RuntimeError, TypeError):
             pass  # said in words, or computed by ATen, below
     return _checked(name, input, weight, bias, stride, padding, dilation, groups, relu, pool, slower)
@@ -137,7 +141,9 @@ def _rule(input, weight, stride, groups) -> str:
     """Why a convolution without a pool is native's where nothing was measured: native/ours was at most 1 in such calls,
     forward and backward, on the machines tried (AVX2: 0.57-0.99 of 128 channels on, 0.5-0.9 of small depthwise planes,
     0.55-0.9 of strided ones, which with AVX-512 are 1.4-1.9)."""
-    if input.dim() != 4 or weight.dim() != 4 or not input.is_cpu or torch.compiler.is_compiling():
+    if groups == 1 and weight.numel() < MANY_CHANNELS:  # most calls, and small ones
+        return ""
+    if input.dim() != 4 or weight.dim() != 4 or not input.is_cpu:
         return ""
     outputs, inputs, height, width = weight.shape
     steps = [stride, stride] if isinstance(stride, int) else stride

@@ -7,18 +7,29 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from ..autograd import applier, differentiable_gradients, records, wants_graph
-from ..dispatch import KNOWN, allow_tf32, autocast, direct, leave, measured, native_wins, rules_apply, use_kernel
+from ..autograd import applier, caller, differentiable_gradients, records, wants_graph
+from ..dispatch import (
+    KNOWN,
+    LONG,
+    PLAIN,
+    RECORDED,
+    allow_tf32,
+    autocast,
+    by_default,
+    direct,
+    leave,
+    native_wins,
+    use_kernel,
+)
 from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, like, register
-from ._checks import same_device, same_dtype
+from ._checks import only_tensors, same_device, same_dtype
 
 _forward = kernel("linear_forward")
 _backward = kernel("linear_backward")
+_call = caller(_forward)
 
-#: Multiply-adds up to which a plain linear without autograd is native's, whatever was measured: the call takes longer than the
-#: product there, and one to an op that torch itself does not bind costs more than native's call and product together.
-TINY = 2**16
 #: Multiply-adds of a forward pass up to which, where nothing was measured, training leaves a plain linear to native: its
 #: autograd node in C++ costs 15 us less than ours in Python, more than a kernel for so little work can earn back (native/ours
 #: forward+backward 0.88-0.98 up to here on AVX2, 0.97-1.04 on AVX-512). With ReLU native needs two nodes and loses.
@@ -53,7 +64,11 @@ def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -
 
 
 def _linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    slower = "" if relu or weight.dim() != 2 or not rules_apply(name) else _rule(name, input, weight, bias)
+    way, slower = LONG if is_compiling() else direct(name, input, weight, bias), ""
+    if way == LONG:
+        only_tensors(name, 2, input=input, weight=weight, bias=bias)
+    if not relu and way != PLAIN and by_default(name):
+        slower = _rule(way, input, weight, bias)
     if name in KNOWN:
         slower = native_wins(name, (input, weight, bias), (), slower)
     try:
@@ -61,21 +76,19 @@ def _linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu:
             leave(name, slower)
             y = F.linear(input, weight, bias)
             return y.relu_() if relu else y
-        if direct(name, input, weight, bias):
-            return (_apply if records(input, weight, bias) else _forward)(input, weight, bias, relu)
+        if way:
+            return (_apply if way == RECORDED else _call)(input, weight, bias, relu)
     except RuntimeError:
         pass  # said in words, or computed by ATen, below
     return _checked(name, input, weight, bias, relu, slower)
 
 
-def _rule(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
-    """Why a plain linear of few multiply-adds is native's."""
-    work = input.numel() * weight.shape[0]
-    if work > FEW or not input.is_cpu:  # what it is about was measured there
+def _rule(way: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+    """Why a plain linear of few multiply-adds is native's where nothing was measured."""
+    if weight.dim() != 2 or input.numel() * len(weight) > FEW:
         return ""
-    if not records(input, weight, bias):
-        return "few multiply-adds: the call of a kernel costs more than it saves" if work <= TINY else ""
-    return "" if measured(name) else "few multiply-adds: native's autograd node costs less than the kernel saves"
+    recorded = way == RECORDED or (input.is_cpu and records(input, weight, bias))
+    return "few multiply-adds: native's autograd node costs less than the kernel saves" if recorded else ""
 
 
 def _checked(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, slower: str) -> Tensor:

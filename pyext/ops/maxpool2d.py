@@ -8,13 +8,16 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from ..autograd import applier, records, wants_graph
-from ..dispatch import KNOWN, by_default, direct, leave, native_wins, use_kernel
+from ..autograd import applier, caller, records, wants_graph
+from ..dispatch import KNOWN, LONG, PLAIN, RECORDED, by_default, direct, leave, native_wins, use_kernel
 from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, register
+from ._checks import only_tensors
 
 _forward = kernel("maxpool2d_forward")
 _backward = kernel("maxpool2d_backward")
+_call = caller(_forward)
 
 #: Values of an input up to which, where nothing was measured, training leaves the pool to native: its autograd node in C++
 #: costs some 15 us less than ours in Python, more than a kernel for so few values can earn back.
@@ -45,31 +48,42 @@ def max_pool2d(
     Raises:
         RuntimeError: shapes or parameters are out of range. TypeError: a parameter is not int or ints.
     """
-    slower = ""
-    if by_default("max_pool2d") and input.numel() <= FEW and input.is_cpu and records(input):
-        slower = "few values: native's autograd node costs less than the kernel saves"
+    way, slower = LONG if is_compiling() else direct("max_pool2d", input), ""
+    if way == LONG:
+        only_tensors("max_pool2d", 1, input=input)
+    if way != PLAIN and by_default("max_pool2d"):
+        slower = _rule(way, input)
     if "max_pool2d" in KNOWN and not return_indices:
         others = (kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
         slower = native_wins("max_pool2d", (input,), others, slower)
-    if not return_indices and input.dim() == 4 and (slower or direct("max_pool2d", input)):
+    if (way or slower) and not return_indices and input.dim() == 4:
         try:
             geometry = _short(kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode)
             if geometry is not None:
                 if slower:
                     leave("max_pool2d", slower)
                     return torch.max_pool2d(input, *geometry)
-                return (_apply if records(input) else _forward)(input, *geometry)[0]
+                return (_apply if way == RECORDED else _call)(input, *geometry)[0]
         except (RuntimeError, TypeError):
             pass  # said in words, or computed by ATen, below
     return _checked(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, slower)
 
 
+def _rule(way: int, input: Tensor) -> str:
+    """Why a pool of few values is native's where nothing was measured."""
+    if input.numel() > FEW:
+        return ""
+    recorded = way == RECORDED or (input.is_cpu and records(input))
+    return "few values: native's autograd node costs less than the kernel saves" if recorded else ""
+
+
 def pooled(y: Tensor, kernel_size: list[int], stride: list[int], padding: list[int]) -> Tensor:
     """A pool inside of another op's call, by the kernel where it takes the tensor and has enough to do."""
     geometry = kernel_size, stride, padding, [1, 1], False
-    if (y.numel() <= FEW and records(y)) or not direct("max_pool2d", y):
+    way = LONG if is_compiling() else direct("max_pool2d", y)
+    if way == LONG or (way == RECORDED and y.numel() <= FEW):
         return torch.max_pool2d(y, *geometry)
-    return (_apply if records(y) else _forward)(y, *geometry)[0]
+    return (_apply if way == RECORDED else _call)(y, *geometry)[0]
 
 
 @lru_cache(maxsize=1024, typed=True)
