@@ -196,7 +196,8 @@ def by_default(op: str) -> bool:
 
 def leave(op: str, reason: str) -> None:
     """Records for :func:`explain` that native computes this call."""
-    _remember(op, "torch", reason)
+    global _last
+    _last = op, "torch", reason
 
 
 def use_kernel(op: str, input: torch.Tensor, unfit: str = "", rules: frozenset[str] = frozenset()) -> bool:

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchsmith import _native
 from torchsmith.contract import Expected
-from torchsmith.dispatch import backend
+from torchsmith.dispatch import LONG, PLAIN, RECORDED, Decision, backend, direct, explain
 from torchsmith.spec import all_specs
 
 ISAS = _native.isa_available()
@@ -183,6 +183,38 @@ def test_opcheck_traced(spec):
     for func, args, kwargs in record.calls:
         args, kwargs = torch.utils._pytree.tree_map(detached, (args, kwargs))
         torch.library.opcheck(func, args, kwargs)
+
+
+def test_the_way_of_a_call():
+    x, w = torch.randn(2, 3), torch.randn(4, 3, requires_grad=True)
+    assert direct("linear", x, w.detach(), None) == PLAIN and direct("linear", x, None, w) == RECORDED
+    with torch.no_grad():
+        assert direct("linear", x, w) == PLAIN
+    assert direct("linear", x.to("meta")) == direct("linear", x, w.to("meta")) == direct("linear", x, 2.5) == LONG
+    with torch.autocast("cpu", torch.bfloat16):
+        assert direct("linear", x, w) == LONG
+    with torch.autograd.forward_ad.dual_level():
+        assert direct("linear", x, w) == LONG
+    seen = []
+    torch.func.vmap(lambda row: seen.append(direct("linear", row, w)) or row)(x)
+    assert seen == [LONG]
+    for name in ("torch", "cpp"):
+        with backend(name, ops=["linear"]):
+            assert direct("linear", x, w) == (RECORDED if name == "cpp" else LONG)
+            assert direct("max_pool2d", x) == PLAIN
+    assert direct("linear", x, w) == RECORDED
+    with pytest.raises(TypeError, match="the op's name is needed"):
+        direct()
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("spec", [s for s in all_specs() if s.name not in ("rnn", "gru")], ids=lambda s: s.name)
+def test_a_plain_call_goes_the_short_way(spec, grad):
+    """A short call that fails is made again the long way: a mistake in it would only be slow."""
+    for sample in samples_of(spec, torch.float32)[:3]:
+        call = Call(sample)
+        call.run(spec.function, [t.requires_grad_(grad) for t in call.tensors])
+        assert explain() == Decision(spec.name, "cpp", "cpu kernel")
 
 
 @pytest.mark.parametrize("name", ["cpp", "torch", "auto"])

@@ -84,27 +84,13 @@ def test_near_ties_are_measured_longer(monkeypatch):
     assert budgets[1] == 4 * budgets[0] and us["torch"] == 1.5 * us["ours"]
 
 
-def test_training_leaves_small_linears_to_native_until_something_is_measured(monkeypatch):
-    monkeypatch.setattr(dispatch, "RULES", True)
-    x, w, b = torch.randn(8, 5), torch.randn(6, 5, requires_grad=True), torch.randn(6)
-    said = chosen("linear", x, w, b)
-    assert said.implementation == "torch" and "few multiply-adds" in said.reason
-    assert torchsmith.linear(x, w, b).grad_fn.name() == "AddmmBackward0"
-    large = torch.randn(1025, 512), torch.randn(2, 512, requires_grad=True)
-    for op, *args in (("linear", *large), ("linear_relu", x, w, b)):
-        assert chosen(op, *args).implementation == "cpp"
-    with torchsmith.backend("cpp"):
-        assert chosen("linear", x, w, b).implementation == "cpp"
-    table(entry("linear", (x, w, b), cpp_us=1.0, torch_us=2.0)).activate()
-    assert chosen("linear", x, w, b).implementation == "cpp"
-
-
 def test_calls_that_a_rule_leaves_to_native_are_recorded(monkeypatch):
     monkeypatch.setattr(dispatch, "RULES", True)
+    x = torch.randn(1, 1, 8, 8, requires_grad=True)
+    assert chosen("max_pool2d", x, 2).implementation == "torch"
     with tuning.record() as calls:
-        torchsmith.linear(torch.randn(16, 64), torch.randn(64, 64, requires_grad=True))
-        torchsmith.max_pool2d(torch.randn(1, 1, 8, 8, requires_grad=True), 2)
-    assert [c.op for c in calls] == ["linear", "max_pool2d"]
+        torchsmith.max_pool2d(x, 2)
+    assert [c.op for c in calls] == ["max_pool2d"]
 
 
 def test_rules_about_few_values_are_the_cpus(monkeypatch):
@@ -115,36 +101,54 @@ def test_rules_about_few_values_are_the_cpus(monkeypatch):
         assert chosen("linear", x, torch.randn(4, 8, device="meta")).implementation == "cpp"
 
 
-def test_training_leaves_small_pools_to_native_until_something_is_measured(monkeypatch):
+def test_small_pools_are_natives_until_something_is_measured(monkeypatch):
     monkeypatch.setattr(dispatch, "RULES", True)
     x = torch.randn(1, 8, 32, 32, requires_grad=True)
     said = chosen("max_pool2d", x, 2)
-    assert said.implementation == "torch" and said.reason.startswith("few values")
+    assert said.implementation == "torch" and said.reason.startswith("few values: native's autograd node")
     assert torchsmith.max_pool2d(x, 2).grad_fn.name().startswith("MaxPool2DWithIndices")
-    for other in (x.detach(), torch.randn(1, 8, 32, 33, requires_grad=True)):
+    smaller = torch.randn(1, 8, 16, 16)
+    said = chosen("max_pool2d", smaller, 2)
+    assert said.implementation == "torch" and said.reason.startswith("few values: native's call")
+    for other in (x.detach(), torch.randn(1, 8, 32, 33, requires_grad=True), torch.randn(1, 8, 16, 17)):
         assert chosen("max_pool2d", other, 2).implementation == "cpp"
+    with torchsmith.backend("cpp"):
+        assert chosen("max_pool2d", smaller, 2).implementation == "cpp"
     table(entry("max_pool2d", (x, 2, 2, 0, 1, False), cpp_us=1.0, torch_us=2.0)).activate()
     assert chosen("max_pool2d", x, 2).implementation == "cpp"
 
 
-def test_convolutions_of_many_channels_or_few_cells_are_natives_until_something_is_measured(monkeypatch):
+#: Sizes of input and weight, stride and groups: the reason's beginning on AVX-512, and elsewhere; "" for our kernel.
+CONVOLUTIONS = [
+    ((2, 128, 6, 6), (128, 128, 3, 3), 1, 1, "many channels:", ""),
+    ((2, 128, 6, 6), (127, 128, 3, 3), 1, 1, "", ""),
+    ((2, 128, 6, 6), (128, 128, 1, 1), 1, 1, "", ""),
+    ((2, 128, 2, 2), (128, 128, 1, 1), 1, 1, "many channels:", ""),
+    ((2, 128, 6, 6), (128, 128, 3, 3), 2, 1, "many channels:", "many channels, few cells"),
+    ((1, 128, 6, 6), (128, 128, 3, 3), 2, 1, "many channels:", ""),
+    ((2, 64, 6, 6), (64, 64, 5, 5), 1, 1, "many channels and", "many channels and"),
+    ((2, 64, 6, 6), (63, 64, 5, 5), 1, 1, "", ""),
+    ((2, 128, 6, 6), (128, 1, 3, 3), 2, 128, "few cells", ""),
+    ((2, 128, 20, 20), (128, 1, 3, 3), 1, 128, "", ""),
+    ((2, 8, 24, 24), (8, 1, 3, 3), 2, 8, "", "strided depthwise"),
+    ((2, 8, 22, 22), (8, 1, 3, 3), 2, 8, "", ""),
+]
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_convolutions_that_are_natives_until_something_is_measured(monkeypatch, isa):
     monkeypatch.setattr(dispatch, "RULES", True)
-    x, w = torch.randn(1, 128, 6, 6), torch.randn(128, 128, 3, 3)
-    said = chosen("conv2d_relu", x, w)
-    assert said.implementation == "torch" and said.reason.startswith("many channels")
+    monkeypatch.setattr(_native, "isa_active", lambda: isa)
+    for input, weight, stride, groups, with_avx512, without in CONVOLUTIONS:
+        x, w = torch.randn(input), torch.randn(weight)
+        said, reason = chosen("conv2d", x, w, None, stride, 1, 1, groups), with_avx512 if "avx512" in isa else without
+        assert said.implementation == ("torch" if reason else "cpp"), (said, input, weight)
+        assert said.reason.startswith(reason), (said, input, weight)
+    monkeypatch.undo()
+    monkeypatch.setattr(dispatch, "RULES", True)
+    x, w = torch.randn(2, 64, 6, 6), torch.randn(64, 64, 5, 5)
+    assert chosen("conv2d_relu", x, w).implementation == "torch"
     assert torch.equal(torchsmith.conv2d(x, w), torch.nn.functional.conv2d(x, w))
-    said = chosen("conv2d", x, w[:, :1], groups=128, padding=1, stride=2)
-    assert said.implementation == "torch" and said.reason.startswith("few cells")
-    for isa in _native.isa_available():
-        _native.force_isa(isa)
-        try:
-            strided = chosen("conv2d", torch.randn(1, 8, 12, 12), w[:8, :1], None, 2, 1, 1, 8)
-        finally:
-            _native.force_isa(None)
-        assert (strided.implementation == "cpp") == isa.startswith("avx512"), isa
-    others = [(x, w[:127]), (x, w[..., :1, :1]), (torch.randn(1, 128, 20, 20), w[:, :1], None, 1, 0, 1, 128)]
-    for arguments in others:
-        assert chosen("conv2d", *arguments).implementation == "cpp"
     assert chosen("conv2d_relu_maxpool2d", x, w).implementation == "cpp"
     with torchsmith.backend("cpp"):
         assert chosen("conv2d", x, w).implementation == "cpp"

@@ -87,13 +87,16 @@ void few_rows_dw(const linear::Backward<T>& p, const T* g) {
   using W = Wide<T>;
   const int64_t K = p.d.K, N = p.d.N;
   parallel(N, kParallelWork / (M * K + 1) + 1, [&](int64_t begin, int64_t end) {
+    const T* const x = p.x;  // not read again after each store, which might be to p
+    const int64_t width = K;
     for (int64_t n = begin; n < end; ++n) {
       Vec<W> gn[M];
       for (int m = 0; m < M; ++m) gn[m] = splat<W>(widened(g + m * N + n));
-      for_vectors<W>(K, [&](int64_t k, int lanes) {
-        Vec<W> sum = gn[0] * load_wide(p.x + k, lanes);
-        for (int m = 1; m < M; ++m) sum += gn[m] * load_wide(p.x + m * K + k, lanes);
-        store_wide(p.dw + n * K + k, sum, lanes);
+      T* const to = p.dw + n * width;
+      for_vectors<W>(width, [&](int64_t k, int lanes) {
+        Vec<W> sum = gn[0] * load_wide(x + k, lanes);
+        for (int m = 1; m < M; ++m) sum += gn[m] * load_wide(x + m * width + k, lanes);
+        store_wide(to + k, sum, lanes);
       });
     }
   });
@@ -135,10 +138,11 @@ void linear_backward(const linear::Backward<T>& p) {
   if (relu) {
     T* masked = scratch<T>(Slot::gradient, M * N);
     parallel(M, max_of<int64_t>(1, kParallelWork / max_of<int64_t>(1, N)), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin * N; i < end * N; i += kLanes<W>) {
-        const int n = static_cast<int>(min_of<int64_t>(kLanes<W>, end * N - i));
-        store_wide(masked + i, relu_gradient<W>(load_wide(p.g + i, n), load_wide(p.y + i, n)), n);
-      }
+      const T *const from = p.g + begin * p.d.N, *const y = p.y + begin * p.d.N;  // not read again after each store
+      T* const to = masked + begin * p.d.N;
+      for_vectors<W>((end - begin) * p.d.N, [&](int64_t i, int n) {
+        store_wide(to + i, relu_gradient<W>(load_wide(from + i, n), load_wide(y + i, n)), n);
+      });
     });
     g = masked;
   }

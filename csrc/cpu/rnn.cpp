@@ -19,10 +19,11 @@ struct RnnCell {
 
   template <class Y>
   void forward(int64_t rows, int64_t H, const W* xg, const W* hg, W* h, Y* y, int64_t pitch, W*) const {
+    const bool rectified = relu_;  // not read again after each store
     for (int64_t b = 0; b < rows; ++b)
       for_vectors<W>(H, [&](int64_t i, int n) {
         const Vec<W> a = load_wide(xg + b * H + i, n) + load_wide(hg + b * H + i, n);
-        const Vec<W> out = relu_ ? relu<W>(a) : tanh_vector(a);
+        const Vec<W> out = rectified ? relu<W>(a) : tanh_vector(a);
         store_wide(h + b * H + i, out, n);
         store_wide(y + b * pitch + i, out, n);
       });
@@ -30,10 +31,11 @@ struct RnnCell {
 
   template <class Y>
   void backward(int64_t rows, int64_t H, W* dh, const W*, const Y* y, int64_t pitch, const W*, W* dxg, W*) const {
+    const bool rectified = relu_;
     for (int64_t b = 0; b < rows; ++b)
       for_vectors<W>(H, [&](int64_t i, int n) {
         const Vec<W> g = load_wide(dh + b * H + i, n), out = load_wide(y + b * pitch + i, n);
-        store_wide(dxg + b * H + i, relu_ ? relu_gradient<W>(g, out) : g * (W(1) - out * out), n);
+        store_wide(dxg + b * H + i, rectified ? relu_gradient<W>(g, out) : g * (W(1) - out * out), n);
         store_wide(dh + b * H + i, Vec<W>{}, n);
       });
   }

@@ -82,12 +82,13 @@ std::tuple<Tensor, Tensor> cell_forward(const Tensor& input, const Tensor& hx, c
   if (b_ih.has_value()) weights.insert(weights.end(), {*b_ih, *b_hh});
   const std::vector<Tensor> w = weights_of(b.d, weights, Op::kGates, type, c);
   const Tensor x = operand(input, c), h = operand(hx, c);
-  const Tensor y = empty(sizes_of(hx), c), hn = empty(sizes_of(hx), c);
+  const Tensor hn = empty(sizes_of(hx), c);
   const bool gates = save && Op::kSavesGates;
   const Tensor reserve = empty({gates ? gates_count(b.d) : 0}, compute_type(type));
   with_kernel_type(c, [&]<class T>(T) {
     const auto pw = pointers<T>(b.d, w);
-    Op::template forward<T>({b.d, relu, in<T>(x), in<T>(h), pw.data(), nullptr, out<T>(y), out<T>(hn), nullptr,
+    T* const y = out<T>(hn);  // one step's output is its state
+    Op::template forward<T>({b.d, relu, in<T>(x), in<T>(h), pw.data(), nullptr, y, y, nullptr,
                              gates ? out<Wide<T>>(reserve) : nullptr});
   });
   return {cast(hn, type), reserve};

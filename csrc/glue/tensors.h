@@ -35,9 +35,9 @@ inline Ints strides_in_order(const Ints& sizes, const Ints& order) {
   return strides;
 }
 inline Ints contiguous_strides(const Ints& sizes) {
-  Ints order(sizes.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i);
-  return strides_in_order(sizes, order);
+  Ints strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i > 1; --i) strides[i - 2] = strides[i - 1] * (sizes[i - 1] > 1 ? sizes[i - 1] : 1);
+  return strides;
 }
 inline Ints channels_last_strides(const Ints& sizes) { return strides_in_order(sizes, {0, 2, 3, 1}); }
 

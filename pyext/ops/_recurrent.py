@@ -87,7 +87,7 @@ def cell(row: Recurrent, input: Tensor, hx: Tensor, w_ih, w_hh, b_ih, b_hh, relu
                 return row.native_cell(relu)(input, hx, w_ih, w_hh, b_ih, b_hh)
             if way == RECORDED:
                 return _apply_cell(row, relu, input, hx, w_ih, w_hh, b_ih, b_hh)
-            return row.cell_call(input, hx, w_ih, w_hh, b_ih, b_hh, relu)[0]
+            return row.cell_call(input, hx, w_ih, w_hh, b_ih, b_hh, relu, False)[0]
         except RuntimeError:
             pass  # said in words, or computed by ATen, below
     input, hx, w_ih, w_hh, b_ih, b_hh = tensors = _autocast(row, input, hx, w_ih, w_hh, b_ih, b_hh)

@@ -24,8 +24,10 @@ _backward = kernel("conv2d_backward")
 _call = caller(_forward)
 _INT_MAX = 2**31 - 1
 
-#: Products of a convolution's channels from which, and output cells up to which, native is the default: :func:`_rule`.
-MANY_CHANNELS, FEW_CELLS = 128 * 128, 16
+#: What :func:`_rule` goes by: products of channels that are many, with windows of more than 9 cells too; output cells that are
+#: few, and many for a strided depthwise convolution.
+MANY_CHANNELS, MANY_FOR_LARGE_WINDOWS = 128 * 128, 64 * 64
+FEW_CELLS, MANY_CELLS = 16, 128
 
 
 def conv2d(
@@ -118,7 +120,7 @@ def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, po
         slower = native_wins(name, (input, weight, bias), (stride, padding, dilation, groups, *pools))
     if not (slower or pool or input.is_contiguous()):
         slower = _copied_layout(name, input, groups)
-    if not (slower or pool) and by_default(name):
+    if not (slower or pool) and (groups != 1 or weight.numel() >= MANY_CHANNELS) and by_default(name):
         slower = _rule(input, weight, stride, groups)
     if (way or slower) and input.dim() == 4:
         try:
@@ -138,24 +140,32 @@ def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, po
 
 
 def _rule(input, weight, stride, groups) -> str:
-    """Why a convolution without a pool is native's where nothing was measured: native/ours was at most 1 in such calls,
-    forward and backward, on the machines tried (AVX2: 0.57-0.99 of 128 channels on, 0.5-0.9 of small depthwise planes,
-    0.55-0.9 of strided ones, which with AVX-512 are 1.4-1.9)."""
-    if groups == 1 and weight.numel() < MANY_CHANNELS:  # most calls, and small ones
-        return ""
+    """Why a convolution without a pool is native's where nothing was measured: native/ours was below 1 in such calls.
+
+    On AVX2 (1.0-1.5 with many channels else): 0.85-0.95 of windows of 25 and 49 cells, 0.6-0.98 of few cells in several
+    images (1.4-3 in one), 0.7-1 of strided depthwise ones. With AVX-512 many channels lost when last measured, strided
+    depthwise ones win 1.4-1.9.
+    """
     if input.dim() != 4 or weight.dim() != 4 or not input.is_cpu:
         return ""
     outputs, inputs, height, width = weight.shape
     steps = [stride, stride] if isinstance(stride, int) else stride
     if not isinstance(steps, (list, tuple)) or not all(isinstance(s, int) and s > 0 for s in steps):
         return ""  # to be refused in words
-    cells = input.shape[2] * input.shape[3] // prod(steps)
-    if groups == 1 and outputs * inputs >= MANY_CHANNELS and (height * width > 1 or cells < FEW_CELLS // 2):
-        return "many channels: native's convolution, blocked by channels, is ahead"
-    if groups > 1 and inputs == 1 and cells <= FEW_CELLS:
-        return "few cells a plane: native's depthwise convolution, with channels in the lanes, is ahead"
-    if groups > 1 and inputs == 1 and max(steps) > 1 and not _native.isa_active().startswith("avx512"):
-        return "strided depthwise: splitting columns without AVX-512 takes longer than native's convolution"
+    cells, taps = input.shape[2] * input.shape[3] // prod(steps), height * width
+    avx512 = _native.isa_active().startswith("avx512")
+    if groups == 1:
+        if avx512 and outputs * inputs >= MANY_CHANNELS and (taps > 1 or cells < FEW_CELLS // 2):
+            return "many channels: native's convolution, blocked by channels, is ahead"
+        if taps > 9 and outputs * inputs >= MANY_FOR_LARGE_WINDOWS:
+            return "many channels and a large window: native's convolution, blocked by channels, is ahead"
+        if taps > 1 and outputs * inputs >= MANY_CHANNELS and cells < FEW_CELLS and input.shape[0] > 1:
+            return "many channels, few cells: native's convolution, blocked by channels, is ahead"
+    elif inputs == 1:
+        if avx512 and cells <= FEW_CELLS:
+            return "few cells a plane: native's depthwise convolution, with channels in the lanes, is ahead"
+        if not avx512 and max(steps) > 1 and cells > MANY_CELLS:
+            return "strided depthwise: splitting columns without AVX-512 takes longer than native's convolution"
     return ""
 
 

@@ -13,11 +13,9 @@ from ..autograd import applier, caller, differentiable_gradients, records, wants
 from ..dispatch import (
     KNOWN,
     LONG,
-    PLAIN,
     RECORDED,
     allow_tf32,
     autocast,
-    by_default,
     direct,
     leave,
     native_wins,
@@ -29,11 +27,6 @@ from ._checks import only_tensors, same_device, same_dtype
 _forward = kernel("linear_forward")
 _backward = kernel("linear_backward")
 _call = caller(_forward)
-
-#: Multiply-adds of a forward pass up to which, where nothing was measured, training leaves a plain linear to native: its
-#: autograd node in C++ costs 15 us less than ours in Python, more than a kernel for so little work can earn back (native/ours
-#: forward+backward 0.88-0.98 up to here on AVX2, 0.97-1.04 on AVX-512). With ReLU native needs two nodes and loses.
-FEW = 2**19
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -67,10 +60,8 @@ def _linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu:
     way, slower = LONG if is_compiling() else direct(name, input, weight, bias), ""
     if way == LONG:
         only_tensors(name, 2, input=input, weight=weight, bias=bias)
-    if not relu and way != PLAIN and by_default(name):
-        slower = _rule(way, input, weight, bias)
     if name in KNOWN:
-        slower = native_wins(name, (input, weight, bias), (), slower)
+        slower = native_wins(name, (input, weight, bias))
     try:
         if slower:
             leave(name, slower)
@@ -81,14 +72,6 @@ def _linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu:
     except RuntimeError:
         pass  # said in words, or computed by ATen, below
     return _checked(name, input, weight, bias, relu, slower)
-
-
-def _rule(way: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
-    """Why a plain linear of few multiply-adds is native's where nothing was measured."""
-    if weight.dim() != 2 or input.numel() * len(weight) > FEW:
-        return ""
-    recorded = way == RECORDED or (input.is_cpu and records(input, weight, bias))
-    return "few multiply-adds: native's autograd node costs less than the kernel saves" if recorded else ""
 
 
 def _checked(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, slower: str) -> Tensor:
@@ -137,8 +120,8 @@ class _Linear(torch.autograd.Function):
             return *differentiable_gradients(
                 lambda *a: _reference(*a, ctx.relu), (input, weight, bias), (grad,), need
             ), None
-        grads = _backward(grad, input, weight, y, ctx.relu, *need, allow_tf32(grad))
-        return *(g if n else None for g, n in zip(grads, need, strict=True)), None
+        dx, dw, db = _backward(grad, input, weight, y, ctx.relu, *need, allow_tf32(grad))
+        return dx if need[0] else None, dw if need[1] else None, db if need[2] else None, None
 
 
 _apply = applier(_Linear)
