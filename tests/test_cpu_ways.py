@@ -92,3 +92,21 @@ def test_nan_and_inf_stay_in_their_windows(padding, isa):  # noqa: F811
 def test_threads_do_not_change_a_bit(op, make):
     torch.manual_seed(0)
     check_threads(SPECS[op], Call(make(torch.float32)))
+
+
+def test_rows_masked_by_two_threads():
+    """A ReLU's gradient is masked by several threads from 2 x 200,000 values on."""
+    torch.manual_seed(0)
+    call = Call(linear(6400, 3, 65)(torch.float32))
+    check_threads(SPECS["linear_relu"], call)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+def test_positions_of_every_row_length(dtype, isa):  # noqa: F811
+    """Positions are narrowed, and rows end, in pieces of 8, 4, 2 and 1; windows of 2x2, apart and overlapping."""
+    torch.manual_seed(0)
+    for columns in range(1, 20):
+        x = torch.randn(2, 3, 6, 2 * columns + 1, dtype=dtype)
+        for window in ((2, 2), ((1, 2), (2, 2)), ((2, 1), 1)):
+            check_against_reference(SPECS["max_pool2d"], Sample("", (x, *window)))

@@ -23,10 +23,16 @@ struct SparseBackward {
   const conv2d::Dims d;
   int64_t rows, columns, vectors, width;  // of the padded image; vectors of channels; floats a cell
   int64_t taps;
+  int64_t chosen[256];  // the cell at each position of the pool's window, from that at position 0; where positions are bytes
 
   explicit SparseBackward(const conv2d::Dims& dims)
       : d(dims), rows(d.H + d.PT + d.PB), columns(d.W + d.PL + d.PR), vectors(ceil_div(d.C, kLanes<T>)),
-        width(vectors * kLanes<T>), taps(d.KH * d.KW) {}
+        width(vectors * kLanes<T>), taps(d.KH * d.KW) {
+    if (d.pool && maxpool2d::byte_position(d.window))
+      for (int64_t at = 0; at < d.window.KH * d.window.KW; ++at) chosen[at] = cell_at(at / d.window.KW, at % d.window.KW);
+  }
+  // Where the window of the convolution's output cell (row, column) begins in a padded channels-last image.
+  int64_t cell_at(int64_t row, int64_t column) const { return (row * d.SH * columns + column * d.SW) * width; }
 
   // Fewer multiply-adds than the dense way, counted in vectors; 2 for the store that goes with each of dx.
   bool pays() const {
@@ -48,17 +54,21 @@ struct SparseBackward {
     int64_t count;
   };
 
-  // The cells of channel k that have a gradient. pos: positions in the pool's window. Returns how many.
+  // The cells of channel k that have a gradient, and one more is overwritten: whether one has is as good as random, so that
+  // a branch would be foreseen badly. position: in the pool's window. Returns how many.
   template <class P>
-  int64_t list(const T* g, const T* y, const P* position, Cell* to) const {
-    const maxpool2d::Geometry& w = d.window;
-    Cell* const first = to;
-    for (int64_t oh = 0; oh < w.OH; ++oh)
-      for (int64_t ow = 0; ow < w.OW; ++ow, ++g, ++y, ++position) {
-        if (*y <= T(0) || *g == T(0)) continue;
-        const int64_t at = *position, row = oh * w.SH - w.PH + at / w.KW, column = ow * w.SW - w.PW + at % w.KW;
-        *to++ = {(row * d.SH * columns + column * d.SW) * width, *g};
+  int64_t list(const T* g, const T* y, const P* position, Cell* const first) const {
+    const maxpool2d::Geometry w = d.window;
+    const int64_t step = cell_at(0, w.SW), *const offset = chosen;
+    Cell* to = first;
+    for (int64_t oh = 0; oh < w.OH; ++oh) {
+      int64_t window = cell_at(oh * w.SH - w.PH, -w.PW);
+      for (int64_t ow = 0; ow < w.OW; ++ow, ++g, ++y, ++position, window += step) {
+        const int64_t at = *position;
+        *to = {window + (sizeof(P) == 1 ? offset[at] : cell_at(at / w.KW, at % w.KW)), *g};
+        to += !(*y <= T(0)) & (*g != T(0));
       }
+    }
     return to - first;
   }
 
@@ -159,7 +169,7 @@ void sparse_images(const conv2d::Backward<T>& p, const SparseBackward<T>& way, i
   for (int64_t first = begin; first < end; first += at_once) {
     const int64_t count = min_of(at_once, end - first);
     auto* cells = scratch<typename Way::Cells>(Slot::pixels, count * d.K);
-    auto* cell = scratch<typename Way::Cell>(Slot::gradient, count * d.K * pooled);
+    auto* cell = scratch<typename Way::Cell>(Slot::gradient, count * d.K * pooled + 1);
     for (int64_t i = 0; i < count * d.K; ++i) {
       const int64_t at = (first * d.K + i) * pooled;
       const bool byte = maxpool2d::byte_position(d.window);

@@ -27,6 +27,55 @@ TS_INLINE Vec<T> load_strided(const T* p, int64_t stride, int n) {
   return v;
 }
 
+#if !defined(__AVX512F__)
+// The first n of at most 8 bytes, n mostly being `whole`; a copy of variable length is a call or a loop.
+TS_INLINE void store_first(char* p, uint64_t bytes, int n, int whole) {
+  if (n == whole) {
+    std::memcpy(p, &bytes, whole);
+    return;
+  }
+  if (n & 4) std::memcpy(p, &bytes, 4), p += 4, bytes >>= 32;
+  if (n & 2) std::memcpy(p, &bytes, 2), p += 2, bytes >>= 16;
+  if (n & 1) std::memcpy(p, &bytes, 1);
+}
+TS_INLINE uint64_t load_first(const char* p, int n, int whole) {
+  uint64_t bytes = 0, part = 0;
+  if (n == whole) {
+    std::memcpy(&bytes, p, whole);
+    return bytes;
+  }
+  int shift = 0;
+  if (n & 4) std::memcpy(&part, p, 4), bytes = part, p += 4, shift = 32;
+  part = 0;
+  if (n & 2) std::memcpy(&part, p, 2), bytes |= part << shift, p += 2, shift += 16;
+  part = 0;
+  if (n & 1) std::memcpy(&part, p, 1), bytes |= part << shift;
+  return bytes;
+}
+// Lanes as P, the first in the lowest bits. GCC takes lanes out one by one where two instructions narrow them.
+template <class T, class P>
+TS_INLINE uint64_t narrow_bits(Mask<T> position) {
+#if defined(__AVX2__)
+  if constexpr (sizeof(P) == 1) {
+    const __m256i v = (__m256i)position;
+    __m128i words;  // four or eight 16-bit values
+    if constexpr (sizeof(T) == 4) {
+      words = _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    } else {
+      const __m256i low = _mm256_permutevar8x32_epi32(v, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6));
+      words = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_castsi256_si128(low));
+    }
+    return static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_packus_epi16(words, words)));
+  }
+#endif
+  typedef P Narrow __attribute__((vector_size(kLanes<T> * sizeof(P))));
+  const Narrow narrow = __builtin_convertvector(position, Narrow);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &narrow, sizeof narrow);
+  return bits;
+}
+#endif
+
 // Positions of the first n lanes. Where the window fits a byte P is uint8_t, else int32_t.
 template <class T, class P>
 TS_INLINE void store_position(P* p, Mask<T> position, int n) {
@@ -39,9 +88,14 @@ TS_INLINE void store_position(P* p, Mask<T> position, int n) {
   else _mm512_mask_cvtepi64_storeu_epi32(p, (__mmask8)mask, v);
 #else
   typedef P Narrow __attribute__((vector_size(kLanes<T> * sizeof(P))));
-  const Narrow narrow = __builtin_convertvector(position, Narrow);
-  if (n == kLanes<T>) std::memcpy(p, &narrow, sizeof narrow);
-  else std::memcpy(p, &narrow, n * sizeof(P));
+  if constexpr (sizeof(Narrow) <= sizeof(uint64_t)) {
+    const uint64_t bytes = narrow_bits<T, P>(position);
+    store_first(reinterpret_cast<char*>(p), bytes, n * static_cast<int>(sizeof(P)), static_cast<int>(sizeof(Narrow)));
+  } else {
+    const Narrow narrow = __builtin_convertvector(position, Narrow);
+    if (n == kLanes<T>) std::memcpy(p, &narrow, sizeof narrow);
+    else std::memcpy(p, &narrow, n * sizeof(P));
+  }
 #endif
 }
 template <class T, class P>
@@ -55,8 +109,13 @@ TS_INLINE Mask<T> load_position(const P* p, int n) {
 #else
   typedef P Narrow __attribute__((vector_size(kLanes<T> * sizeof(P))));
   Narrow narrow{};
-  if (n == kLanes<T>) std::memcpy(&narrow, p, sizeof narrow);
-  else std::memcpy(&narrow, p, n * sizeof(P));
+  if constexpr (sizeof(Narrow) <= sizeof(uint64_t)) {
+    const uint64_t bytes = load_first(reinterpret_cast<const char*>(p), n * static_cast<int>(sizeof(P)), static_cast<int>(sizeof(Narrow)));
+    std::memcpy(&narrow, &bytes, sizeof narrow);
+  } else {
+    if (n == kLanes<T>) std::memcpy(&narrow, p, sizeof narrow);
+    else std::memcpy(&narrow, p, n * sizeof(P));
+  }
   return __builtin_convertvector(narrow, Mask<T>);
 #endif
 }
@@ -189,18 +248,35 @@ struct RowMaxima {
   }
 };
 
-// Lanes i of even: p[2 i], of odd: p[2 i + 1], i < n.
+// Lanes i of even: p[2 i], of odd: p[2 i + 1], i < n, in the order that in_order() undoes: AVX2 shuffles in halves of a vector
+// in one instruction, across them in three.
 template <class T>
 TS_INLINE void load_even_odd(const T* p, int first, int second, Vec<T>& even, Vec<T>& odd) {
   constexpr int L = kLanes<T>;
   const Vec<T> low = load_n<T>(p, first), high = second ? load_n<T>(p + L, second) : Vec<T>{};
 #if defined(__clang__)
   for (int i = 0; i < L; ++i) even[i] = 2 * i < L ? low[2 * i] : high[2 * i - L], odd[i] = 2 * i < L ? low[2 * i + 1] : high[2 * i + 1 - L];
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    even = (Vec<T>)_mm256_shuffle_ps((__m256)low, (__m256)high, 0x88);
+    odd = (Vec<T>)_mm256_shuffle_ps((__m256)low, (__m256)high, 0xdd);
+  } else {
+    even = (Vec<T>)_mm256_unpacklo_pd((__m256d)low, (__m256d)high);
+    odd = (Vec<T>)_mm256_unpackhi_pd((__m256d)low, (__m256d)high);
+  }
 #else
   Mask<T> index;
   for (int i = 0; i < L; ++i) index[i] = 2 * i;
   even = __builtin_shuffle(low, high, index);
   odd = __builtin_shuffle(low, high, index + 1);
+#endif
+}
+template <class V>
+TS_INLINE V in_order(V v) {
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__clang__)
+  return (V)_mm256_permute4x64_epi64((__m256i)v, 0xd8);  // the middle quarters exchanged
+#else
+  return v;
 #endif
 }
 
@@ -223,8 +299,8 @@ void pool_pairs(const Geometry& d, const T* x, int64_t pitch, T* y, P* position)
       Best<T> best{cell[0], {}};
 #pragma GCC unroll 4
       for (int k = 1; k < 4; ++k) best.meet(cell[k], everywhere<T>(k));
-      store_n<T>(y + o, best.value, n);
-      store_position<T, P>(position + o, best.at, n);
+      store_n<T>(y + o, in_order(best.value), n);
+      store_position<T, P>(position + o, in_order(best.at), n);
     }
   }
 }
