@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _no_rules(monkeypatch):
-    """What auto leaves to native unmeasured, such as small linears, would be compared with itself."""
+    """What auto leaves to native unmeasured, such as small pools, would be compared with itself."""
     from torchsmith import dispatch
 
     monkeypatch.setattr(dispatch, "RULES", False)
