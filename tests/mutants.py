@@ -404,7 +404,7 @@ BUGS = (
     ),
     Bug(
         "a cell's short call lacks an argument",
-        "pyext/ops/_recurrent.py",
+        "pyext/ops/_cell.py",
         "b_ih, b_hh, relu, False)[0]",
         "b_ih, b_hh, relu)[0]",
         "short_way and gru_cell",

@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 from ..dispatch import backend
 from ..spec import OpSpec, Sample, register
 from . import _recurrent_samples as samples
-from ._recurrent import Recurrent, cell, sequence
+from ._cell import cell
+from ._recurrent import Recurrent, sequence
 
 _ROW = Recurrent("rnn", gates=1, saves_gates=False)
 

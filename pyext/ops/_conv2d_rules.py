@@ -1,0 +1,56 @@
+"""Why a convolution is native's by default: rules from measurements, for calls that were not measured on this machine."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+
+from .. import _native
+from ..dispatch import automatic
+
+__all__ = ["MANY_CHANNELS", "copied_layout", "rule"]
+
+#: What :func:`rule` goes by: products of channels that are many, with windows of more than 9 cells too; output cells that are
+#: few, and many for a strided depthwise convolution.
+MANY_CHANNELS, MANY_FOR_LARGE_WINDOWS = 128 * 128, 64 * 64
+FEW_CELLS, MANY_CELLS = 16, 128
+
+
+def rule(input, weight, stride, groups) -> str:
+    """Why a convolution without a pool is native's where nothing was measured: native/ours was below 1 in such calls.
+
+    On AVX2 (1.0-1.5 with many channels else): 0.85-0.95 of windows of 25 and 49 cells, 0.6-0.98 of few cells in several
+    images (1.4-3 in one), 0.7-1 of strided depthwise ones. With AVX-512 many channels lost when last measured, strided
+    depthwise ones win 1.4-1.9.
+    """
+    if input.dim() != 4 or weight.dim() != 4 or not input.is_cpu:
+        return ""
+    outputs, inputs, height, width = weight.shape
+    steps = [stride, stride] if isinstance(stride, int) else stride
+    if not isinstance(steps, (list, tuple)) or not all(isinstance(s, int) and s > 0 for s in steps):
+        return ""  # to be refused in words
+    cells, taps = input.shape[2] * input.shape[3] // prod(steps), height * width
+    avx512 = _native.isa_active().startswith("avx512")
+    if groups == 1:
+        if avx512 and outputs * inputs >= MANY_CHANNELS and (taps > 1 or cells < FEW_CELLS // 2):
+            return "many channels: native's convolution, blocked by channels, is ahead"
+        if taps > 9 and outputs * inputs >= MANY_FOR_LARGE_WINDOWS:
+            return "many channels and a large window: native's convolution, blocked by channels, is ahead"
+        if taps > 1 and outputs * inputs >= MANY_CHANNELS and cells < FEW_CELLS and input.shape[0] > 1:
+            return "many channels, few cells: native's convolution, blocked by channels, is ahead"
+    elif inputs == 1:
+        if avx512 and cells <= FEW_CELLS:
+            return "few cells a plane: native's depthwise convolution, with channels in the lanes, is ahead"
+        if not avx512 and max(steps) > 1 and cells > MANY_CELLS:
+            return "strided depthwise: splitting columns without AVX-512 takes longer than native's convolution"
+    return ""
+
+
+def copied_layout(name, input, groups) -> str:
+    """Why channels_last convolutions are native's: ours would transpose each tensor, and with that takes 1.1 to 1.6 times as
+    long on the shapes measured. Depthwise ones have a kernel of their own, and before a pool the copies pay."""
+    if not automatic(name) or input.dim() != 4 or groups == input.shape[1] or not input.is_cpu:
+        return ""
+    last = input.is_contiguous(memory_format=torch.channels_last)
+    return "channels_last: native reads it as it lies, ours would copy it" if last else ""
