@@ -157,18 +157,16 @@ direct: Callable[..., int] = _native.call_way(
 )
 
 
-def native_wins(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...] = (), ruled: str = "") -> str:
+def native_wins(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...] = ()) -> str:
     """Why ``auto`` leaves this call to native although there is a kernel; empty if it does not.
 
-    ``tensors`` and ``others`` are the public function's arguments in its order. ``ruled`` is why a rule of the op's own leaves
-    the call to native already: then nothing is looked up, but whoever observes the op sees the call all the same.
+    ``tensors`` and ``others`` are the public function's arguments in its order. Ops ask before :data:`direct` notes the
+    call: whoever observes it still finds the decision about the one before.
     """
-    if ruled and _observed is None:
-        return ruled
     if is_compiling() or (chosen(op) != "auto" and _observed is None):
         return ""
     known = KNOWN.get(op)
-    return (known and known(tensors, others)) or ruled
+    return (known and known(tensors, others)) or ""
 
 
 _observed: dict[str, Any] | None = None  # what KNOWN held before it was observed

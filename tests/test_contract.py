@@ -8,7 +8,7 @@ import torch
 from contract import Call, cases, samples_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchsmith import _native
+from torchsmith import _native, tuning
 from torchsmith.contract import Expected
 from torchsmith.dispatch import LONG, PLAIN, RECORDED, Decision, backend, direct, explain
 from torchsmith.spec import all_specs
@@ -217,7 +217,7 @@ def test_a_plain_call_goes_the_short_way(spec, grad):
         assert explain() == Decision(spec.name, "cpp", "cpu kernel")
 
 
-@pytest.mark.parametrize("name", ["cpp", "torch", "auto"])
+@pytest.mark.parametrize("name", ["cpp", "torch", "auto", "auto, recorded"])
 @pytest.mark.parametrize("spec", all_specs(), ids=lambda s: s.name)
 def test_what_is_no_tensor_is_a_type_error_that_names_the_argument(spec, name):
     sample = next(spec.samples(torch.float32, torch.device("cpu")))
@@ -229,7 +229,8 @@ def test_what_is_no_tensor_is_a_type_error_that_names_the_argument(spec, name):
             if isinstance(value, list):
                 wrong = [*value[:-1], wrong]
             arguments = (*sample.args[:place], wrong, *sample.args[place + 1 :])
-            with backend(name), pytest.raises(TypeError, match=rf"{spec.name}\(\): argument '{argument}' .*({kind})"):
+            around = tuning.record() if "recorded" in name else backend(name)
+            with around, pytest.raises(TypeError, match=rf"{spec.name}\(\): argument '{argument}' .*({kind})"):
                 spec.function(*arguments, **sample.kwargs)
 
 

@@ -112,15 +112,15 @@ def sequence(
 ):
     """The whole stack over padded or packed input; returns ``(output, h_n)``."""
     weights = list(weights)
-    slower = ""
-    if row.name in KNOWN:
-        others = (*row.nonlinearity(relu), bidirectional, batch_first, dropout, training)
-        slower = native_wins(row.name, (input, hx, weights), others)
     packed = input if isinstance(input, PackedSequence) else None
     only_tensors(row.name, 1, input=input if packed is None else packed.data, hx=hx)
     for i, w in enumerate(weights):
         if not isinstance(w, Tensor):
             raise TypeError(f"{row.name}(): argument 'weights' must be Tensors, but element {i} is {type(w).__name__}")
+    slower = ""
+    if row.name in KNOWN:
+        others = (*row.nonlinearity(relu), bidirectional, batch_first, dropout, training)
+        slower = native_wins(row.name, (input, hx, weights), others)
     data, batch_sizes = (packed.data, packed.batch_sizes) if packed is not None else (input, None)
     bias = len(weights) > 2 and weights[2].dim() == 1
     directions = 2 if bidirectional else 1

@@ -106,12 +106,14 @@ def _short_pool(*arguments) -> list[int] | None:
 
 
 def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, pool):
-    way, slower = LONG if is_compiling() else direct(name, input, weight, bias), ""
-    if way == LONG:
-        only_tensors(name, 2, input=input, weight=weight, bias=bias)
+    slower = ""
     if name in KNOWN:
+        only_tensors(name, 2, input=input, weight=weight, bias=bias)
         pools = (tuple(pool[:2]), tuple(pool[2:4]), tuple(pool[4:])) if pool else ()
         slower = native_wins(name, (input, weight, bias), (stride, padding, dilation, groups, *pools))
+    way = LONG if is_compiling() else direct(name, input, weight, bias)
+    if way == LONG:
+        only_tensors(name, 2, input=input, weight=weight, bias=bias)
     if not (slower or pool or input.is_contiguous()):
         slower = copied_layout(name, input, groups)
     if not (slower or pool) and (groups != 1 or weight.numel() >= MANY_CHANNELS) and by_default(name):

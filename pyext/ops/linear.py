@@ -57,11 +57,13 @@ def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -
 
 
 def _linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    way, slower = LONG if is_compiling() else direct(name, input, weight, bias), ""
+    slower = ""
+    if name in KNOWN:
+        only_tensors(name, 2, input=input, weight=weight, bias=bias)
+        slower = native_wins(name, (input, weight, bias))
+    way = LONG if is_compiling() else direct(name, input, weight, bias)
     if way == LONG:
         only_tensors(name, 2, input=input, weight=weight, bias=bias)
-    if name in KNOWN:
-        slower = native_wins(name, (input, weight, bias))
     try:
         if slower:
             leave(name, slower)

@@ -48,14 +48,16 @@ def max_pool2d(
     Raises:
         RuntimeError: shapes or parameters are out of range. TypeError: a parameter is not int or ints.
     """
-    way, slower = LONG if is_compiling() else direct("max_pool2d", input), ""
+    slower = ""
+    if "max_pool2d" in KNOWN and not return_indices:
+        only_tensors("max_pool2d", 1, input=input)
+        others = (kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
+        slower = native_wins("max_pool2d", (input,), others)
+    way = LONG if is_compiling() else direct("max_pool2d", input)
     if way == LONG:
         only_tensors("max_pool2d", 1, input=input)
-    if input.numel() <= FEW and by_default("max_pool2d"):
+    if not slower and input.numel() <= FEW and by_default("max_pool2d"):
         slower = _rule(way, input)
-    if "max_pool2d" in KNOWN and not return_indices:
-        others = (kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
-        slower = native_wins("max_pool2d", (input,), others, slower)
     if (way or slower) and not return_indices and input.dim() == 4:
         try:
             geometry = _short(kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode)
