@@ -165,8 +165,13 @@ def native_wins(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...] = ())
     """
     if is_compiling() or (chosen(op) != "auto" and _observed is None):
         return ""
-    known = KNOWN.get(op)
-    return (known and known(tensors, others)) or ""
+    try:
+        return KNOWN[op](tensors, others)
+    except (AttributeError, TypeError):
+        values = (v for t in tensors if t is not None for v in (t if isinstance(t, (list, tuple)) else (t,)))
+        if all(v is None or isinstance(v, torch.Tensor) for v in values):
+            raise
+        return ""  # the op refuses in words what is no tensor
 
 
 _observed: dict[str, Any] | None = None  # what KNOWN held before it was observed

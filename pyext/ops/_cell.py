@@ -18,7 +18,6 @@ __all__ = ["cell"]
 def cell(row: Recurrent, input: Tensor, hx: Tensor, w_ih, w_hh, b_ih, b_hh, relu: bool) -> Tensor:
     name, slower = row.cell_name, ""
     if name in KNOWN:
-        only_tensors(name, 4, input=input, hx=hx, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh)
         slower = native_wins(name, (input, hx, w_ih, w_hh, b_ih, b_hh), row.nonlinearity(relu))
     way = LONG if is_compiling() else direct(name, input, hx, w_ih, w_hh, b_ih, b_hh)
     if way == LONG:

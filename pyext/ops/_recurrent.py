@@ -16,13 +16,7 @@ from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from ..autograd import caller, differentiable_gradients, records, transforms, wants_graph
-from ..dispatch import (
-    KNOWN,
-    autocast,
-    native_wins,
-    recurrent_tf32,
-    use_kernel,
-)
+from ..dispatch import KNOWN, autocast, native_wins, recurrent_tf32, use_kernel
 from ..spec import fake, kernel, like
 from . import _recurrent_func as func
 from ._checks import only_tensors, same_device

@@ -108,7 +108,6 @@ def _short_pool(*arguments) -> list[int] | None:
 def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, pool):
     slower = ""
     if name in KNOWN:
-        only_tensors(name, 2, input=input, weight=weight, bias=bias)
         pools = (tuple(pool[:2]), tuple(pool[2:4]), tuple(pool[4:])) if pool else ()
         slower = native_wins(name, (input, weight, bias), (stride, padding, dilation, groups, *pools))
     way = LONG if is_compiling() else direct(name, input, weight, bias)

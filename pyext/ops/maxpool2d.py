@@ -50,7 +50,6 @@ def max_pool2d(
     """
     slower = ""
     if "max_pool2d" in KNOWN and not return_indices:
-        only_tensors("max_pool2d", 1, input=input)
         others = (kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
         slower = native_wins("max_pool2d", (input,), others)
     way = LONG if is_compiling() else direct("max_pool2d", input)
