@@ -154,7 +154,8 @@ def losses(data: dict[str, Any]) -> list[dict[str, Any]]:
 def sentence(env: dict[str, Any]) -> str:
     """Where the figures come from, in one line."""
     return (
-        f"{env['processor']} ({env['cores']} cores), torchsmith {env['torchsmith']} with {env['isa']}, "
+        f"{env['processor']} ({env['cores']} core{'' if env['cores'] == 1 else 's'}), "
+        f"torchsmith {env['torchsmith']} with {env['isa']}, "
         f"torch {env['torch']} with {env['native_isa']}, Python {env['python']}, {env['compiler']}"
     )
 
