@@ -19,6 +19,7 @@ namespace py = pybind11;
 
 void bind_plans(py::module_& m);     // plans/bind.cpp
 void bind_call_way(py::module_& m);  // call_way.cpp
+void bind_call_key(py::module_& m);  // call_key.cpp
 
 namespace {
 
@@ -147,4 +148,5 @@ PYBIND11_MODULE(_native, m) {
   m.def("registry", &registry, "Every native kernel: a list of {'op', 'backend', 'dtypes'}.");
   bind_plans(m);
   bind_call_way(m);
+  bind_call_key(m);
 }

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import Parameter
 from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch, triton_backend
+from . import _native, dispatch, triton_backend
 
 __all__ = ["Entry", "Table", "describe", "entry_of", "fastest", "keep", "made_for", "only", "table_path", "tensors_of"]
 
@@ -35,6 +34,9 @@ FORMAT = 2
 MARGIN = 1.03
 #: Calls whose choice is remembered; beyond that (lengths that never repeat) it is forgotten and looked up again.
 REMEMBERED = 10_000
+
+#: A number for a call's grad mode, tensors, other arguments and threads: the same only for calls described alike.
+call_key = _native.call_key(packed=PackedSequence)
 
 # ------------------------------------------------------------------------------------------------ what a call is
 
@@ -206,7 +208,7 @@ class Known:
         self.exact: dict[Any, str] = {}
         self.classes: dict[Any, dict[str, float]] = {}
         self.remembered: dict[Any, str] = {}
-        self.quick: dict[int, str] = {}  # by what a call can be told apart with in 2 us; a description takes 10
+        self.quick: dict[int, str] = {}  # by call_key, found in 1 us; a description takes 10
         self.loses_with: set[bool] = set()  # with or without autograd: the calls that need looking up at all
 
     def add(self, entry: Entry) -> None:
@@ -221,11 +223,8 @@ class Known:
         grad = torch.is_grad_enabled()
         if not grad and False not in self.loses_with:
             return ""
-        first = tensors[0].data if isinstance(tensors[0], PackedSequence) else tensors[0]
-        try:  # by hash: comparing keys would read dozens of objects that a large call before it put out of the cache
-            key = hash(
-                (*[_quick(t, grad) for t in tensors], first.dtype, first.get_device(), others, torch.get_num_threads())
-            )
+        try:  # by a number: comparing keys would read dozens of objects that a large call before it put out of the cache
+            key = call_key(grad, tensors, others)
             reason = self.quick.get(key)
         except TypeError:  # a list among the others
             key = reason = None
@@ -260,22 +259,6 @@ class Known:
             return ""
         how = "faster" if us[first] >= MARGIN * us[best] else "as fast as ours"
         return f"{self.others_are} is {how} for {what}: measured {us[best]:.3g} us against {us[first]:.3g} us"
-
-
-_PLAIN = frozenset({type(None), bool, int, float, str})
-
-
-def _quick(value: Any, grad: bool) -> Any:
-    """A key that is the same only for arguments with the same description, where the first has the same dtype and device
-    (those of one call agree, or it is refused), and with the same need of a gradient."""
-    kind = type(value)  # isinstance() of torch.Tensor goes through a metaclass, and costs as much as the key
-    if kind in _PLAIN:
-        return value
-    if kind is torch.Tensor or kind is Parameter or isinstance(value, torch.Tensor):
-        return value.shape, value.stride(), grad and value.requires_grad
-    if isinstance(value, PackedSequence):
-        return _quick(value.data, grad), int(value.batch_sizes[0]), len(value.batch_sizes)
-    return tuple(_quick(v, grad) for v in value)
 
 
 def tensors_of(values: Iterable[Any]) -> Iterator[torch.Tensor]:

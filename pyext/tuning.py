@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from . import dispatch
-from .tuned import Entry, describe, keep, only, tensors_of
+from .tuned import MARGIN, Entry, Known, describe, keep, only, tensors_of
 
 __all__ = ["Call", "compare", "measure", "record", "tune"]
 
@@ -117,15 +117,11 @@ def _finished(arm: Callable[[int], None]) -> Callable[[int], None]:
 
 
 @contextlib.contextmanager
-def _computed_by(op: str, backend: str) -> Iterator[None]:
-    """The backend; native as ``auto`` takes it where the table says so, which is a shorter way than ``backend("torch")``."""
-    if backend != "torch":
-        with dispatch.backend(backend):
-            yield
-        return
+def _left_to_native(op: str, known: Known) -> Iterator[None]:
+    """Native as ``auto`` takes it where the table says so: the call pays for looking that up, as it will."""
     before = dispatch.KNOWN.copy()
     with dispatch.backend("auto"):
-        dispatch.KNOWN[op] = lambda tensors, others: "being measured"
+        dispatch.KNOWN[op] = known
         try:
             yield
         finally:
@@ -139,6 +135,8 @@ def _arm(function: Callable[..., Any], call: Call, backend: str) -> Callable[[in
     keywords = {p.name: a for a, p in zip(call.arguments, names, strict=False) if p.kind is p.KEYWORD_ONLY}
     wanted = [t for t in tensors_of(call.arguments) if t.requires_grad]
 
+    native = Known(others_are="native")
+    native.add(Entry(*call.key, {"ours": 2 * MARGIN, "torch": 1.0}))
     gradients: list[torch.Tensor] = []  # made once: as in training, they come from elsewhere
 
     def once() -> None:
@@ -148,7 +146,8 @@ def _arm(function: Callable[..., Any], call: Call, backend: str) -> Callable[[in
             torch.autograd.grad(outputs, wanted, gradients, allow_unused=True)
 
     def run(count: int, before: Callable[[], None] = lambda: None) -> None:
-        with _computed_by(call.op, backend), torch.set_grad_enabled(call.grad):
+        computed = _left_to_native(call.op, native) if backend == "torch" else dispatch.backend(backend)
+        with computed, torch.set_grad_enabled(call.grad):
             before()
             for _ in range(count):
                 once()

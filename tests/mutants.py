@@ -393,6 +393,27 @@ BUGS = (
         "if False else y",
         "test_opcheck and max_pool2d",
     ),
+    Bug(
+        "a call's key without strides",
+        "csrc/call_key.cpp",
+        "else mix(own(PyObject_CallMethodNoArgs(t, names().stride)))",
+        "else mix(5)",
+        "keys_are_the_same",
+    ),
+    Bug(
+        "a call's key without the dtype",
+        "csrc/call_key.cpp",
+        "mix(own(PyObject_GetAttr(t, names().dtype)))",
+        "mix(6)",
+        "keys_are_the_same",
+    ),
+    Bug(
+        "a call's key without the threads",
+        "csrc/call_key.cpp",
+        "key.mix(ts_threads())",
+        "key.mix(1)",
+        "threads_are_part",
+    ),
     Bug("autocast forgotten", "csrc/call_way.cpp", "asks(given(0), true) || ", "", "way_of_a_call"),
     Bug("forward mode forgotten", "csrc/call_way.cpp", " || forward_mode(given(3))", "", "way_of_a_call"),
     Bug(
@@ -759,7 +780,8 @@ def caught(bug: Bug, tree: Path, environment: dict[str, str]) -> bool:
         if bug.file.startswith("csrc") and not bug.cuda:
             build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
             subprocess.run(build, cwd=tree, env=environment, check=True, capture_output=True)
-        files = ["tests/test_cuda_kernels.py"] if bug.cuda else ["tests/test_contract.py", "tests/test_cpu_ways.py"]
+        files = ["contract", "cpu_ways", "call_key"] if not bug.cuda else ["cuda_kernels"]
+        files = [f"tests/test_{name}.py" for name in files]
         tests = f"on_the_host and ({bug.tests})" if bug.cuda else bug.tests
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", tests]
         run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)

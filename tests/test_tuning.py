@@ -293,14 +293,17 @@ def test_tune_measures_what_a_model_calls(cache):
     assert len(Table.load().entries) == 3
 
 
-def test_the_figures_are_of_the_named_implementations():
-    """The arm called torch is ATen and the arm called cpp is ours: each leaves its mark in explain()."""
-    with tuning.record() as calls:
-        torchsmith.linear(torch.randn(3, 5), torch.randn(4, 5))
-    function = next(s.function for s in all_specs() if s.name == "linear")
-    for name in ("cpp", "torch"):
-        tuning._arm(function, calls[0], name)(1)
-        assert torchsmith.explain().implementation == name
+@pytest.mark.parametrize("name", CALLS)
+def test_the_figures_are_of_the_named_implementations(name):
+    """The arm called torch is ATen, found as a table's verdict is, and the arm called cpp is ours; explain() tells."""
+    with tuning.record() as calls, torch.no_grad():
+        CALLS[name](torch.randn(2, 3, 9, 9))
+    function = next(s.function for s in all_specs() if s.name == calls[0].op)
+    for backend in ("cpp", "torch"):
+        tuning._arm(function, calls[0], backend)(2)
+        made = torchsmith.explain()
+        assert made.implementation == backend and ("measured" in made.reason) == (backend == "torch")
+    assert not dispatch.KNOWN
 
 
 # ------------------------------------------------------------------------------------------------ the file

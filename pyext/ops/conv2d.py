@@ -110,8 +110,8 @@ def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, po
     if name in KNOWN:
         pools = (tuple(pool[:2]), tuple(pool[2:4]), tuple(pool[4:])) if pool else ()
         slower = native_wins(name, (input, weight, bias), (stride, padding, dilation, groups, *pools))
-    way = LONG if is_compiling() else direct(name, input, weight, bias)
-    if way == LONG:
+    way = LONG if slower or is_compiling() else direct(name, input, weight, bias)
+    if way == LONG and not slower:
         only_tensors(name, 2, input=input, weight=weight, bias=bias)
     if not (slower or pool or input.is_contiguous()):
         slower = copied_layout(name, input, groups)

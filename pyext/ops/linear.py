@@ -47,19 +47,16 @@ def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -
 
 
 def _linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    slower = ""
-    if name in KNOWN:
-        slower = native_wins(name, (input, weight, bias))
-    way = LONG if is_compiling() else direct(name, input, weight, bias)
-    if way == LONG:
-        only_tensors(name, 2, input=input, weight=weight, bias=bias)
+    slower = native_wins(name, (input, weight, bias)) if name in KNOWN else ""
     try:
         if slower:
             leave(name, slower)
             y = F.linear(input, weight, bias)
             return y.relu_() if relu else y
+        way = LONG if is_compiling() else direct(name, input, weight, bias)
         if way:
             return (_apply if way == RECORDED else _call)(input, weight, bias, relu)
+        only_tensors(name, 2, input=input, weight=weight, bias=bias)
     except RuntimeError:
         pass  # said in words, or computed by ATen, below
     return _checked(name, input, weight, bias, relu, slower)

@@ -52,8 +52,8 @@ def max_pool2d(
     if "max_pool2d" in KNOWN and not return_indices:
         others = (kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
         slower = native_wins("max_pool2d", (input,), others)
-    way = LONG if is_compiling() else direct("max_pool2d", input)
-    if way == LONG:
+    way = LONG if slower or is_compiling() else direct("max_pool2d", input)
+    if way == LONG and not slower:
         only_tensors("max_pool2d", 1, input=input)
     if not slower and input.numel() <= FEW and by_default("max_pool2d"):
         slower = _rule(way, input)
