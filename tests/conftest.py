@@ -3,19 +3,25 @@ import os
 import tempfile
 
 import pytest
-import torch
 
 # What the user measured on this machine must not decide what is tested. Before torchsmith is imported: it reads it then.
 _CACHE = tempfile.TemporaryDirectory(prefix="torchsmith-tests-")
 os.environ["TORCHSMITH_CACHE"] = _CACHE.name
 
-# One of several at work: a core each; what is about threads sets its own number. Processes that a test starts are no workers.
-if os.environ.pop("PYTEST_XDIST_WORKER", None):
-    torch.set_num_threads(1)
+# Processes that a test starts are no workers.
+_WORKER = os.environ.pop("PYTEST_XDIST_WORKER", None)
 
-# TF32 is another contract. Set before the databases of torch.testing are imported, which forbid setting it.
-if os.environ.get("TORCHSMITH_TEST_DEVICE", "cpu").startswith("cuda"):
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+def pytest_configure(config):
+    if not _WORKER and config.getoption("numprocesses", None):
+        return  # the workers run the tests: they need not wait until torch is imported here
+    import torch
+
+    if _WORKER:  # one of several at work: a core each; what is about threads sets its own number
+        torch.set_num_threads(1)
+    # TF32 is another contract. Set before the databases of torch.testing are imported, which forbid setting it.
+    if os.environ.get("TORCHSMITH_TEST_DEVICE", "cpu").startswith("cuda"):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(autouse=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 import torch
 from click.testing import CliRunner
@@ -271,18 +270,13 @@ def test_wrong_options_say_what_is_allowed(args, allowed):
     assert allowed in result.output
 
 
-def command(*args: object, **kwargs) -> subprocess.Popen:
-    line = [sys.executable, "-m", "torchsmith", "bench", "--quick", *map(str, args)]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
-
-
 @needs_pytest_benchmark
 def test_bench_writes_its_record_and_tables(tmp_path):
-    process = command("--op", "linear", "--mode", "forward", "--out", tmp_path / "out", "--json", cwd=tmp_path)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    what = ["bench", "--quick", "--op", "linear", "--mode", "forward", "--json"]
+    done = processes.run("-m", "torchsmith", *what, "--out", tmp_path / "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     record = report.load(tmp_path / "out" / "bench.json")
-    assert json.loads(out) == record
+    assert json.loads(done.stdout) == record
     labels = [case.label for spec in all_specs() if spec.name == "linear" for case in spec.bench]
     assert [r["label"] for r in record["rows"]] == labels
     for r in record["rows"]:
@@ -326,8 +320,7 @@ main(["bench", "--quick", "--op", "linear", "--mode", "forward", "--out", "out"]
 @needs_pytest_benchmark
 @pytest.mark.parametrize("times", [0, 1])
 def test_ctrl_c_keeps_what_was_measured(tmp_path, times):
-    line = [sys.executable, "-c", STOPPED_IN_THE_SECOND, str(times)]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    done = processes.run("-c", STOPPED_IN_THE_SECOND, times, cwd=tmp_path)
     assert done.returncode == 130, done.stderr
     assert "stopped early" in done.stderr
     record = report.load(tmp_path / "out" / "bench.json")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import processes
 import pytest
 from click.testing import CliRunner
 
@@ -68,7 +69,7 @@ def test_help_imports_nothing_heavy():
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}; "
         "print(sorted(new & {'torch', 'numpy', 'matplotlib', 'sklearn', 'scipy', 'rich'}))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = processes.run("-c", code, check=True)
     assert result.stdout.strip() == "[]"
 
 

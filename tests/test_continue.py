@@ -4,11 +4,13 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
+import processes
 import pytest
 import torch
 from click.testing import CliRunner
@@ -212,14 +214,7 @@ def test_ctrl_c_with_workers(tmp_path):
     """The shell sends it to all processes of the command: the workers must not die of it before the parent is done."""
     args = "train diabetes --batch-size 8 --workers 2 --epochs 100000 --threads 1 --out".split()
     environment = {name: value for name, value in os.environ.items() if name != "TORCHSMITH_DATA"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torchsmith", *args, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=environment,
-    )
+    process = processes.start("-m", "torchsmith", *args, tmp_path, env=environment, merge=True)  # leads its group
     try:
         while not process.stdout.readline().startswith("Epoch"):
             assert process.poll() is None
@@ -358,19 +353,35 @@ def torchrun(processes, *args, timeout=150):
     )
 
 
+def started_by_hand(count, *args, timeout=150):
+    """The same without torchrun: each process is told its place by the environment, as torchrun tells it. The first one's."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    told = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "COLUMNS": "120"}
+    told.pop("TORCHSMITH_DATA", None)
+    places = [{"RANK": str(i), "LOCAL_RANK": str(i), "LOCAL_WORLD_SIZE": str(count)} for i in range(count)]
+    line = ["-m", "torchsmith", *args, "--threads", 1]
+    first, *others = [processes.start(*line, env={**told, **place}) for place in places]
+    out, err = first.communicate(timeout)
+    said = [other.communicate(timeout) for other in others]
+    code = max(p.returncode for p in (first, *others))
+    return subprocess.CompletedProcess(line, code, out + "".join(o for o, _ in said), err + "".join(e for _, e in said))
+
+
 @pytest.mark.minutes(1)
 @pytest.mark.parametrize(
-    ("name", "given"),
+    ("name", "given", "launch"),
     [
         # 1,437 digits: the last step has 3, of which one process has twice as many as the other.
-        ("cnn", {"batch_size": 239, "epochs": 2, "lr": 0.1, "seed": 4}),
+        ("cnn", {"batch_size": 239, "epochs": 2, "lr": 0.1, "seed": 4}, started_by_hand),
         # 642 names: the last step has 42; SGD, as Adam makes much of a rounding where a gradient is almost 0.
-        ("names", {"batch_size": 50, "epochs": 1, "lr": 0.3, "seed": 4, "optimizer": "SGD"}),
+        ("names", {"batch_size": 50, "epochs": 1, "lr": 0.3, "seed": 4, "optimizer": "SGD"}, torchrun),
     ],
 )
-def test_two_processes_are_one_with_a_double_batch(name, given, tmp_path):
+def test_two_processes_are_one_with_a_double_batch(name, given, launch, tmp_path):
     more = [text for key, value in given.items() for text in (f"--{key.replace('_', '-')}", value)]
-    result = torchrun(2, "train", name, *more, "--out", tmp_path / "two")
+    result = launch(2, "train", name, *more, "--out", tmp_path / "two")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count(f"Epoch {given['epochs']} ours") == 1  # one process shows
     one = train(get_row(name), tmp_path / "one", **{**given, "batch_size": 2 * given["batch_size"]}).record

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cuda_gates
 import cuda_host
+import processes
 import pytest
 
 import torchsmith
@@ -222,7 +223,7 @@ def test_it_is_loaded_where_torch_has_cuda(built):
     assert bool(CUDA_KERNELS) == (torch.version.cuda is not None)
     assert {r["op"] for r in _native.registry() if r["backend"] == "cuda"} == CUDA_KERNELS
     code = "import sys, torch; torch.version.cuda = None; import torchsmith; print(torchsmith._library.CUDA_KERNELS)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = processes.run("-c", code, check=True)
     assert done.stdout.strip() == "frozenset()"
 
 

@@ -1,11 +1,10 @@
 """The verdict of ``make cuda-check``, without its download."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import cuda_check
+import processes
 import torch
 
 from torchsmith.spec import all_specs
@@ -40,7 +39,7 @@ def test_each_finding_is_named():
 
 def test_the_probe_sees_every_op_and_no_cuda_kernel_under_a_cpu_torch():
     probe = Path(cuda_check.ROOT) / "tests" / cuda_check.PROBE
-    done = subprocess.run([sys.executable, probe], check=True, capture_output=True, text=True)
+    done = processes.run(probe, check=True)
     report = json.loads(done.stdout)
     assert {op["op"] for op in report["table"]} == {spec.name for spec in all_specs()}
     if torch.version.cuda is None:

@@ -3,12 +3,11 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import sysconfig
 from dataclasses import replace
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from click.testing import CliRunner
@@ -64,7 +63,7 @@ def copy_of_the_package(tmp_path):
 
         def run(*args, **env):
             env = {**os.environ, "PYTHONPATH": str(tmp_path), **env}
-            return subprocess.run([sys.executable, *args], capture_output=True, text=True, cwd=tmp_path, env=env)
+            return processes.run(*args, cwd=tmp_path, env=env)
 
         return run
 

@@ -1,11 +1,9 @@
 """Models taken elsewhere: torch.export's programs saved and loaded, AOTInductor packages, ATen's ops alone, ONNX."""
 
 import copy
-import os
-import subprocess
-import sys
 import zipfile
 
+import processes
 import pytest
 import torch
 from compare import compare
@@ -151,8 +149,7 @@ def test_aot_inductor_package_in_another_process(tmp_path):
     torch.save(values, tmp_path / "values.pt")
 
     def run(library):
-        command = [sys.executable, "-c", AOT, str(tmp_path), library]
-        return subprocess.run(command, capture_output=True, text=True, env=os.environ)
+        return processes.run("-c", AOT, tmp_path, library)
 
     done = run("with")
     assert done.returncode == 0 and done.stdout == "equal\n", done.stderr[-3000:]

@@ -8,6 +8,7 @@ import socket
 import sys
 import warnings
 
+import processes  # noqa: F401  (what its processes have imported, those of forkserver here have, too)
 import pytest
 import torch
 from compare import compare
@@ -292,7 +293,7 @@ def test_shared_memory():
     twin = copy.deepcopy(model)
     model.share_memory()
     assert all(p.is_shared() for p in model.parameters())
-    worker = mp.get_context("spawn").Process(target=_train_in_place, args=(model, x))
+    worker = mp.get_context("forkserver").Process(target=_train_in_place, args=(model, x))
     worker.start()
     worker.join(120)
     assert worker.exitcode == 0
@@ -433,16 +434,16 @@ except ImportError:
     WRAPPERS = ("ddp",)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def trained_in_parallel():
     """wrapper -> parameters after training in two processes over gloo: (ours, native's)."""
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available() or sys.platform == "win32":
         pytest.skip("this torch has no gloo")
-    queue = mp.get_context("spawn").SimpleQueue()
+    queue = mp.get_context("forkserver").SimpleQueue()
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.start_processes(_rank, (port, queue), nprocs=2, start_method="spawn")
+    mp.start_processes(_rank, (port, queue), nprocs=2, start_method="forkserver")
     found = {}
     for _ in range(2 * len(WRAPPERS)):
         wrapper, parameters = queue.get()
@@ -450,11 +451,8 @@ def trained_in_parallel():
     return found
 
 
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
-def test_data_parallel(wrapper, trained_in_parallel):
+def test_data_parallel(trained_in_parallel):
     """Three steps with momentum in two processes leave the parameters that one process leaves on the whole batch."""
-    if wrapper not in trained_in_parallel:
-        pytest.skip("this torch has no fully_shard")
     x, y = _data()
     alone = []
     for library, dtype in ((nn, torch.float32), (native_nn, torch.float64)):
@@ -462,10 +460,11 @@ def test_data_parallel(wrapper, trained_in_parallel):
         model = Net(library).to(dtype)
         _train(model, x.to(dtype), y.to(dtype))
         alone.append([p.detach() for p in model.parameters()])
-    ours, native = trained_in_parallel[wrapper]
-    for a, b, whole, exact in zip(ours, native, *alone, strict=True):
-        torch.testing.assert_close(a, whole, rtol=1e-4, atol=1e-5)
-        compare(a, b, exact)
+    assert set(trained_in_parallel) == set(WRAPPERS)
+    for ours, native in trained_in_parallel.values():
+        for a, b, whole, exact in zip(ours, native, *alone, strict=True):
+            torch.testing.assert_close(a, whole, rtol=1e-4, atol=1e-5)
+            compare(a, b, exact)
 
 
 def test_hooks_see_the_modules():

@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -25,9 +26,7 @@ def _unforced():
 
 
 def run_python(code: str, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **env}, timeout=120
-    )
+    return processes.run("-c", code, env={**os.environ, **env}, timeout=120)
 
 
 def test_build_info_names_what_the_build_depends_on():

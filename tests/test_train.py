@@ -4,12 +4,11 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from io import StringIO
 
 import numpy as np
+import processes
 import pytest
 import torch
 from click.testing import CliRunner
@@ -304,8 +303,7 @@ def test_a_signal_during_evaluation(small, tmp_path):
 
 def test_ctrl_c_from_the_shell(tmp_path):
     args = ["train", "cnn", "--data", "digits", "--epochs", "100000", "--threads", "1", "--out", str(tmp_path)]
-    command, pipe = [sys.executable, "-m", "torchsmith", *args], subprocess.PIPE
-    process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+    process = processes.start("-m", "torchsmith", *args)
     try:
         for line in process.stdout:
             if line.startswith("Epoch"):

@@ -3,9 +3,8 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
+import processes
 import pytest
 import torch
 from click.testing import CliRunner
@@ -360,9 +359,8 @@ def test_a_failed_save_leaves_the_old_file(cache, monkeypatch):
     assert not list(cache.glob("*.tmp"))
 
 
-def run(code, cache, **more):
-    environment = {**os.environ, "TORCHSMITH_CACHE": str(cache)}
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, **more)
+def run(code, cache):
+    return processes.start("-c", code, env={**os.environ, "TORCHSMITH_CACHE": str(cache)})
 
 
 def test_a_new_process_obeys_the_table(cache):
@@ -382,8 +380,8 @@ for i in range(20):
     e = Entry("linear", (("tensor", ({start} + i, 2), "float32", "contiguous"),), 1, False, {{"ours": 1.0, "torch": 2.0}})
     Table({{e.key: e}}).save()
 """
-    processes = [run(code.format(start=start), cache) for start in (0, 1000)]
-    assert [p.wait(120) for p in processes] == [0, 0]
+    both = [run(code.format(start=start), cache) for start in (0, 1000)]
+    assert [p.wait(120) for p in both] == [0, 0]
     sizes = {e.arguments[0][1][0] for e in Table.load().entries.values()}
     assert sizes == {*range(20), *range(1000, 1020)}
 
