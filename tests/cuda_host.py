@@ -69,7 +69,8 @@ def build(row: str, folder: Path | None = None) -> Path:
     """The host library of a row, built if its sources have changed since."""
     folder = folder or ROOT / "build" / "cuda_host"
     folder.mkdir(parents=True, exist_ok=True)
-    inputs = sorted(p for d in (ROOT / "csrc", SHIM) for p in d.rglob("*.[ch]*") if "cpu" not in p.parts)
+    folders = [ROOT / "csrc" / name for name in ("contract", "cuda", "glue", "plans")]
+    inputs = sorted(p for folder in (*folders, SHIM) for p in folder.rglob("*.[ch]*"))
     text = "\n".join([torch.__version__, *host_command(row, Path()), *(p.read_text() for p in inputs)])
     out = folder / f"{row}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     if not out.is_file():

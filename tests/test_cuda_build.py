@@ -196,13 +196,13 @@ def test_tensor_cores_where_they_are_meant(built):
     archs = sorted({int(a) for kernels in built.values() for facts in kernels.values() for a in facts if int(a) >= 80})
     if not archs:
         pytest.skip("built for nothing newer than Turing")
-    for arch in {archs[0], archs[-1]}:
-        found = cuda_gates.instructions(LIBRARY, str(arch), ("HMMA", "LDGSTS"))
-        gemms = {k: f for k, f in found.items() if k.startswith("gemm_kernel<")}
-        assert gemms
-        for kernel, count in gemms.items():
-            assert (count["HMMA"] > 0) == ("Mma<" in kernel), f"{kernel} for sm_{arch}"
-            assert count["LDGSTS"] > 0, f"{kernel} for sm_{arch}: no asynchronous copy"
+    # One takes 15 s to disassemble; the others come from the same PTX.
+    found = cuda_gates.instructions(LIBRARY, str(archs[-1]), ("HMMA", "LDGSTS"))
+    gemms = {k: f for k, f in found.items() if k.startswith("gemm_kernel<")}
+    assert gemms
+    for kernel, count in gemms.items():
+        assert (count["HMMA"] > 0) == ("Mma<" in kernel), f"{kernel} for sm_{archs[-1]}"
+        assert count["LDGSTS"] > 0, f"{kernel} for sm_{archs[-1]}: no asynchronous copy"
 
 
 def test_library_holds_no_path_and_needs_only_torch(built):

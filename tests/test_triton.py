@@ -53,6 +53,7 @@ def test_row_interpreted_and_compiled(row, tmp_path):
 
 
 @triton_needed
+@pytest.mark.minutes(0.3)
 @pytest.mark.parametrize("checks, interpret", [("triton_tuning", "1"), ("triton_launches", "0")])
 def test_choosing_and_launching(checks, interpret, tmp_path):
     """In processes of their own: one interprets, the other has a driver that only writes down what it would launch."""
