@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from .cli import HelpfulCommand
 from .spec import FLOATS, all_specs
+from .stopping import terminated_like_ctrl_c
 
 __all__ = ["bench"]
 
@@ -164,7 +165,7 @@ def bench(
     """Measure every op and model against native PyTorch.
 
     Both sides run in one process, by turns, on the same inputs; each result is compared before it is timed. Let nothing
-    else run meanwhile. Ctrl-C keeps what is measured so far.
+    else run meanwhile. Ctrl-C, or SIGTERM, keeps what is measured so far.
 
     \b
     Examples:
@@ -191,7 +192,8 @@ def bench(
         given = {"--op": ops, "--mode": modes, "--dtype": dtypes, "--threads": threads, "--shapes": (shapes,)}
         options = [f"{option}={value}" for option, values in given.items() for value in values]
         options += ["--quick"] * quick + ["--details"] * (details or report_folder is not None)
-        raw, watch, interrupted = _measure(options, baselines, () if inside else isas, out, inside)
+        with terminated_like_ctrl_c():
+            raw, watch, interrupted = _measure(options, baselines, () if inside else isas, out, inside)
         if raw is None:
             _fail(watch, out, "nothing was measured")
         data = report.record(raw)

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from . import tuned, tuning
 from .cli import HelpfulCommand
 from .spec import FLOATS, all_specs
+from .stopping import terminated_like_ctrl_c
 
 __all__ = ["tune"]
 
@@ -45,7 +46,8 @@ def tune(
     """Measure our kernels against native on this machine and let ``auto`` take the faster one.
 
     The table is kept in the user's cache folder (or TORCHSMITH_CACHE) and holds for this torch, torchsmith, processor and
-    instruction set. Let nothing else run meanwhile. Ctrl-C keeps what is measured so far; a kill leaves the old table.
+    instruction set. Let nothing else run meanwhile. Ctrl-C, or SIGTERM, keeps what is measured so far; a kill leaves the
+    old table.
     For a model of your own: ``torchsmith.tune(model, *inputs)``.
     """
     if show:
@@ -56,7 +58,8 @@ def tune(
     jobs = list(_jobs(ops, shapes, [getattr(torch, d) for d in dtypes] or [torch.float32], counts))
     if not jobs:
         raise click.UsageError(f"no {shapes} shape of {', '.join(ops)}: try --shapes all")
-    entries, interrupted = _measure(jobs, quick)
+    with terminated_like_ctrl_c():
+        entries, interrupted = _measure(jobs, quick)
     if entries:
         tuned.keep(entries)
         click.echo(_text(entries))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -290,7 +291,8 @@ def test_bench_writes_its_record_and_tables(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "nothing is left where the command ran"
 
 
-# Ctrl-C in the second measurement, from inside, so that it comes at a known moment: argv[1] is how many times it has then.
+# Stopped in the second measurement, from inside, so that it comes at a known moment: argv[1] is how many times it has then,
+# argv[2] the signal.
 STOPPED_IN_THE_SECOND = """
 import signal, sys
 from torchsmith.bench import harness
@@ -302,7 +304,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 class Stopped(list):
     def append(self, seconds):
         if len(self) == int(sys.argv[1]):
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(int(sys.argv[2]))
         super().append(seconds)
 
 made = []
@@ -318,9 +320,10 @@ main(["bench", "--quick", "--op", "linear", "--mode", "forward", "--out", "out"]
 
 
 @needs_pytest_benchmark
-@pytest.mark.parametrize("times", [0, 1])
-def test_ctrl_c_keeps_what_was_measured(tmp_path, times):
-    done = processes.run("-c", STOPPED_IN_THE_SECOND, times, cwd=tmp_path)
+@pytest.mark.parametrize("times, number", [(0, signal.SIGINT), (1, signal.SIGINT), (1, signal.SIGTERM)])
+def test_a_stop_keeps_what_was_measured(tmp_path, times, number):
+    """Ctrl-C; and SIGTERM, which a time limit sends."""
+    done = processes.run("-c", STOPPED_IN_THE_SECOND, times, int(number), cwd=tmp_path)
     assert done.returncode == 130, done.stderr
     assert "stopped early" in done.stderr
     record = report.load(tmp_path / "out" / "bench.json")

@@ -430,3 +430,23 @@ def test_wrong_options_are_named():
     result = invoke("--op", "conv3d")
     assert result.exit_code == 2 and "'conv3d' is not one of" in result.output and "max_pool2d" in result.output
     assert invoke("--threads", "0").exit_code == 2
+
+
+def test_a_stopped_tune_keeps_what_was_measured(cache):
+    """SIGTERM, which a time limit sends, as Ctrl-C: at the second call here."""
+    code = """
+import signal
+from torchsmith import tuning
+from torchsmith.cli import main
+measure, calls = tuning.measure, []
+def stopped(call, quick=False):
+    calls.append(call)
+    if len(calls) == 2:
+        signal.raise_signal(signal.SIGTERM)
+    return measure(call, quick)
+tuning.measure = stopped
+main(["tune", "--op", "rnn_cell", "--quick", "--threads", "1"])
+"""
+    process = run(code, cache)
+    assert process.communicate(120)[0] and process.returncode == 130
+    assert len(Table.load().entries) == 1
