@@ -40,6 +40,16 @@ def _backend_is_left_as_it_was():
     assert not dispatch.KNOWN, "a test left a table of measurements in use"
 
 
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A folder of the test's own for the measured table; what the test lets auto obey ends with it."""
+    from torchsmith.tuned import Table
+
+    monkeypatch.setenv("TORCHSMITH_CACHE", str(tmp_path))
+    yield tmp_path
+    Table().activate()
+
+
 def pytest_collection_finish():
     """The million objects of torch and of thousands of tests stay: no need to walk over them again and again."""
     gc.collect()
