@@ -37,10 +37,15 @@ def saved_bytes(run: Callable[[], Any], held: Iterable[torch.Tensor] = ()) -> in
 
 def peak_bytes(run: Callable[[], Any]) -> int | None:
     """The most that torch's allocator had out at once during ``run``, above what it had before; None if not known."""
+    # Twice: the profiler knows the size of what is freed only if it saw it made, such as the gradients of the step before.
     with _silent(), torch.autograd.profiler.profile(profile_memory=True) as profile:
         run()
+        with torch.autograd.profiler.record_function(_SECOND):
+            run()
     try:
-        events = [e for e in profile.kineto_results.events() if e.name() == "[memory]"]
+        events = profile.kineto_results.events()
+        (start,) = (e.start_ns() for e in events if e.name() == _SECOND)
+        events = [e for e in events if e.name() == "[memory]" and e.start_ns() >= start]
         changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
     except AttributeError:  # the profiler's inside, which another torch may name otherwise
         return None
@@ -49,6 +54,9 @@ def peak_bytes(run: Callable[[], Any]) -> int | None:
         total += change
         peak = max(peak, total)
     return peak
+
+
+_SECOND = "torchsmith: the run whose memory is counted"
 
 
 @contextlib.contextmanager

@@ -394,6 +394,13 @@ BUGS = (
         "test_opcheck and max_pool2d",
     ),
     Bug(
+        "a gradient copied to where the first direction writes",
+        "csrc/cpu/sequence_glue.h",
+        "const Maybe gy = d.L > 1 || d.D == 1 ?",
+        "const Maybe gy = true ?",
+        "L1-D2",
+    ),
+    Bug(
         "a call's key without strides",
         "csrc/call_key.cpp",
         "else mix(own(PyObject_CallMethodNoArgs(t, names().stride)))",

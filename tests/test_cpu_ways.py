@@ -5,6 +5,7 @@ import torch
 from test_contract import ISAS, check_against_reference, check_threads, isa  # noqa: F401 (a fixture)
 
 from torchsmith.contract import Call
+from torchsmith.ops._recurrent_samples import weights_for
 from torchsmith.spec import Sample, all_specs
 
 SPECS = {spec.name: spec for spec in all_specs()}
@@ -54,8 +55,31 @@ LINEARS = {
     "rows in several shares, of two threads too": linear(500, 33, 65),
     "rows in one share, two blocks": linear(130, 300, 66),
 }
+
+
+def batch_first(op, features, hidden, layers, directions):
+    """The gradient at the output lies as the input's will, and is copied to where that goes."""
+
+    def make(dtype):
+        def new(*shape):
+            return torch.randn(shape, dtype=dtype)
+
+        weights = weights_for(new, {"rnn": 1, "gru": 3}[op], features, hidden, layers, directions)
+        keywords = {"batch_first": True, "bidirectional": directions == 2}
+        return Sample("", (new(3, 5, features), new(layers * directions, 3, hidden), weights), keywords)
+
+    return make
+
+
+SEQUENCES = {
+    f"{op}-L{layers}-D{directions}": (op, batch_first(op, 6, 6 // directions, layers, directions))
+    for op in ("rnn", "gru")
+    for layers in (1, 2)
+    for directions in (1, 2)
+}
 WAYS = [pytest.param("conv2d", make, id=f"conv2d-{name}") for name, make in CONVOLUTIONS.items()]
 WAYS += [pytest.param("linear", make, id=f"linear-{name}") for name, make in LINEARS.items()]
+WAYS += [pytest.param(op, make, id=name) for name, (op, make) in SEQUENCES.items()]
 
 
 @pytest.mark.parametrize("isa", ISAS, indirect=True)

@@ -17,6 +17,15 @@ inline std::vector<Tensor> weights_of(const sequence::Dims& d, const std::vector
   return out;
 }
 
+// The gradient at the output as the kernels read it. One that has to be copied (batch_first) is copied to where the input's
+// gradient will be, if that has its sizes: the peak of a training step is here.
+inline Maybe gradient_operand(const Maybe& grad, ScalarType type, Tensor room) {
+  if (!grad.has_value() || (grad->is_contiguous() && grad->scalar_type() == type) || sizes_of(*grad) != sizes_of(room))
+    return operand(grad, type);
+  torch::stable::copy_(room, *grad);
+  return room;
+}
+
 template <class Op>
 std::tuple<Tensor, Tensor, Tensor> sequence_forward(const Tensor& input, const Tensor& hx, const std::vector<Tensor>& weights,
                                                     const Maybe& dropout, const Maybe& batch_sizes, bool bidirectional,
@@ -55,8 +64,10 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> sequence_backward(
   const std::vector<Tensor> w = weights_of(d, weights, Op::kGates, type, c);
   check_saved(d, hx, output, grad_output, grad_hn, reserve, compute_type(type), Op::kSavesGates);
   const Tensor x = operand(input, c), h = operand(hx, c), y = operand(output, c), saved = dense(reserve);
-  const Maybe mask = operand(dropout, c), gy = operand(grad_output, c), ghn = operand(grad_hn, c);
+  const Maybe mask = operand(dropout, c), ghn = operand(grad_hn, c);
   const Tensor gx = empty(need_input ? sizes_of(input) : Ints{0}, c), ghx = empty(sizes_of(hx), c);
+  // The first layer, which writes gx, comes last; but a layer's first direction is done before the second reads gy.
+  const Maybe gy = d.L > 1 || d.D == 1 ? gradient_operand(grad_output, c, gx) : operand(grad_output, c);
   std::vector<Tensor> gw;
   if (need_weights)
     for (const Tensor& t : w) gw.push_back(empty(sizes_of(t), c));
