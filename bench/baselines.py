@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from torchsmith import _native
-from torchsmith.bench import harness
+from torchsmith.bench import pairs
 
 __all__ = ["BASELINES", "ISAS", "NAMES", "Unavailable", "isa_environment", "mkl_environment", "prepare"]
 
@@ -112,7 +112,7 @@ def compiled(native: Any) -> Any:
     return torch.compile(lambda *args, **keywords: native(*args, **keywords), dynamic=False)
 
 
-def prepare(job: Any) -> harness.Pair:
+def prepare(job: Any) -> pairs.Pair:
     """The job's pair; skips the benchmark where its baseline cannot be had."""
     import pytest
 

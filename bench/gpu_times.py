@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from torchsmith import dispatch
-from torchsmith.bench import harness
+from torchsmith.bench import pairs
 from torchsmith.spec import all_specs
 
 Arm = Callable[[int], None]
@@ -66,7 +66,7 @@ def replay(arm: Arm) -> Arm:
 
 def arms_of(spec, case, mode: str, dtype: torch.dtype, device: torch.device) -> tuple[dict[str, Arm], dict[str, str]]:
     """The arms, native's results compared with ours first; and why an arm is missing."""
-    pair = harness.op_pair(spec, case, mode, dtype, device)
+    pair = pairs.op_pair(spec, case, mode, dtype, device)
     pair.verify()
     arms, missing = {"ours": pair.ours, "native": pair.native}, {}
     if device.type != "cuda":
@@ -74,7 +74,7 @@ def arms_of(spec, case, mode: str, dtype: torch.dtype, device: torch.device) -> 
     torch._dynamo.reset()
     makers = {
         "compile": lambda: (
-            harness.op_pair(
+            pairs.op_pair(
                 spec, case, mode, dtype, device, lambda f: torch.compile(lambda *a, **k: f(*a, **k), dynamic=False)
             ).native
         ),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from torchsmith.bench import harness
+from torchsmith.bench import harness, pairs
 
 __all__ = ["facts", "peak_bytes", "relative_error", "saved_bytes"]
 
@@ -86,7 +86,7 @@ def relative_error(results: Sequence[torch.Tensor], exact: Sequence[torch.Tensor
     return worst
 
 
-def facts(pair: harness.Pair, threads: int) -> dict[str, Any]:
+def facts(pair: pairs.Pair, threads: int) -> dict[str, Any]:
     """The row's fields beside time; every one for ours and native alike."""
     exact = _seeded(pair.exact_results)
     other = threads if threads > 1 else min(2, os.cpu_count() or 1)

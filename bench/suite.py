@@ -13,7 +13,7 @@ import torch
 
 import torchsmith
 from torchsmith import _native
-from torchsmith.bench import baselines, harness, memory
+from torchsmith.bench import baselines, harness, memory, pairs
 
 __all__ = ["MODES", "SHAPES", "Job", "clock", "measure", "select"]
 
@@ -26,7 +26,7 @@ class Job:
     op: str  #: name of the op or model
     label: str  #: the shape, in words
     mode: str
-    pair: Callable[[torch.dtype, harness.Wrap | None], harness.Pair]
+    pair: Callable[[torch.dtype, pairs.Wrap | None], pairs.Pair]
     flops: Callable[[torch.dtype], int] | None = None  #: floating-point operations of one call, where known
     kind: str = "op"  #: "op", "model" (of the course) or "converted"
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
@@ -104,7 +104,7 @@ def measure(benchmark: Any, job: Job, quick: bool, details: bool = False) -> Non
             benchmark.extra_info.update(memory.facts(pair, job.threads))
 
 
-def facts(job: Job, pair: harness.Pair, times: harness.Times, calls: int) -> dict[str, Any]:
+def facts(job: Job, pair: pairs.Pair, times: harness.Times, calls: int) -> dict[str, Any]:
     """The record's row; times in microseconds a call."""
     ours_us, native_us = (statistics.median(t) * 1e6 for t in (times.ours, times.native))
     spread = {}

@@ -14,7 +14,7 @@ import torch
 
 import torchsmith
 from torchsmith import tuned
-from torchsmith.bench import harness, real_models, suite
+from torchsmith.bench import pairs, real_models, suite
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
 
@@ -61,7 +61,7 @@ def jobs() -> Iterator[suite.Job]:
                 ours = torchsmith.convert(copy.deepcopy(native), inplace=True).train(mode == "training step")
                 with torch.set_grad_enabled(ours.training):
                     torchsmith.tune(ours, *inputs, save=False)
-                return harness.module_pair(ours, native, inputs, target, mode, wrap)
+                return pairs.module_pair(ours, native, inputs, target, mode, wrap)
 
             yield suite.Job(name, label, mode, pair, kind="converted")
 

@@ -11,7 +11,7 @@ import torch
 
 import torchsmith
 from torchsmith import models
-from torchsmith.bench import harness, suite
+from torchsmith.bench import pairs, suite
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
 
@@ -54,7 +54,7 @@ def jobs() -> Iterator[suite.Job]:
             def pair(dtype, wrap=None, case=case, mode=mode):
                 torch.manual_seed(0)
                 ours, native = case.make(torchsmith.nn), case.make(torchsmith.native_nn)
-                return harness.module_pair(ours, native, *case.batch(), mode, wrap)
+                return pairs.module_pair(ours, native, *case.batch(), mode, wrap)
 
             yield suite.Job(case.name, case.label, mode, pair, kind="model")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import torchsmith  # noqa: F401  (declares the ops)
-from torchsmith.bench import harness, suite
+from torchsmith.bench import pairs, suite
 from torchsmith.spec import BenchCase, OpSpec, all_specs
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
@@ -19,7 +19,7 @@ def jobs_of(cases: Iterable[tuple[OpSpec, BenchCase]], shapes: str) -> Iterator[
         for mode in ("forward", "forward+backward"):
 
             def pair(dtype, wrap=None, spec=spec, case=case, mode=mode):
-                return harness.op_pair(spec, case, mode, dtype, wrap=wrap)
+                return pairs.op_pair(spec, case, mode, dtype, wrap=wrap)
 
             # Each gradient of a product or convolution costs as much as the forward: the weight's, and the input's
             # where it is asked for.

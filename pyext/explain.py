@@ -140,7 +140,7 @@ def _finish(lines: list[Line]) -> None:
 
 
 def _shapes(values: Any) -> str:
-    from .bench.harness import leaves
+    from .bench.pairs import leaves
 
     shapes = ["x".join(map(str, t.shape)) or "scalar" for t in leaves(values)]
     return ", ".join(shapes[:3]) + (f", … ({len(shapes)})" if len(shapes) > 3 else "")

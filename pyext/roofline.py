@@ -296,7 +296,7 @@ def trace(spec: Any, sample: Any, frozen: Sequence[int], tf32: bool) -> list[tup
     from torch.utils._mode_utils import no_dispatch
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from .bench.harness import leaves, map_tensors
+    from .bench.pairs import leaves, map_tensors
     from .dispatch import backend
 
     calls: list[tuple[str, str, list[Any]]] = []

@@ -113,14 +113,14 @@ def _measure(jobs: list[tuple], quick: bool) -> tuple[list[tuned.Entry], bool]:
 
 def _calls(spec, case, dtype, grad: bool) -> list[tuning.Call]:
     """The benchmark's call as the op itself sees it."""
-    from .bench import harness
+    from .bench import pairs
 
     sample = case.make(dtype, torch.device("cpu"))
 
     def require(t: torch.Tensor) -> torch.Tensor:
         return t.detach().requires_grad_(grad and t.is_floating_point())
 
-    arguments = [a if i in case.frozen else harness.map_tensors(a, require) for i, a in enumerate(sample.args)]
+    arguments = [a if i in case.frozen else pairs.map_tensors(a, require) for i, a in enumerate(sample.args)]
     with tuning.record() as calls, torch.set_grad_enabled(grad):
         spec.function(*arguments, **sample.kwargs)
     return calls

@@ -64,7 +64,7 @@ def record() -> Iterator[list[Call]]:
 
 
 def _detached(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    from .bench.harness import map_tensors
+    from .bench.pairs import map_tensors
 
     return map_tensors(arguments, lambda t: t.detach().requires_grad_(t.requires_grad and t.is_floating_point()))
 
@@ -88,7 +88,7 @@ def measure(call: Call, quick: bool = False) -> list[Entry]:
 
 def compare(arms: dict[str, Callable[[int], None]], call: Call, quick: bool) -> dict[str, float]:
     """Microseconds of each arm: medians, each timed by turns with the first."""
-    from .bench import harness
+    from .bench import harness, pairs
 
     plan = harness.Plan.quick() if quick else harness.Plan(budget_s=0.2)
     on_gpu = any(t.is_cuda for t in tensors_of(call.arguments))
@@ -96,10 +96,10 @@ def compare(arms: dict[str, Callable[[int], None]], call: Call, quick: bool) -> 
     us: dict[str, float] = {}
     with harness.threads(call.threads):
         for name, arm in others:
-            times = harness.interleave(harness.Pair(ours=base, native=arm), plan)
+            times = harness.interleave(pairs.Pair(ours=base, native=arm), plan)
             if not quick and 1 / NEAR < times.ratio < NEAR:
                 longer = replace(plan, budget_s=4 * plan.budget_s, max_rounds=4 * plan.max_rounds)
-                times = harness.interleave(harness.Pair(ours=base, native=arm), longer)
+                times = harness.interleave(pairs.Pair(ours=base, native=arm), longer)
             median = statistics.median(times.ours) * 1e6
             us.setdefault(first, median)
             us[name] = us[first] * times.ratio  # by the ratio, which is steadier than figures of different moments

@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 from torch.nn.utils.rnn import pack_sequence
 
-from torchsmith.bench import harness, readme, report
+from torchsmith.bench import harness, pairs, readme, report
 from torchsmith.spec import BenchCase, Sample, all_specs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +40,7 @@ def test_arms_take_turns_with_the_collector_off():
         return run
 
     plan = harness.Plan(budget_s=0.01, round_s=1e-4, warm_s=0.0, min_rounds=6, max_rounds=6)
-    times = harness.interleave(harness.Pair(arm("ours"), arm("native")), plan)
+    times = harness.interleave(pairs.Pair(arm("ours"), arm("native")), plan)
     timed = seen[-12:]
     assert [name for name, _ in timed] == ["native", "ours"] * 6
     assert not any(collecting for _, collecting in timed)
@@ -49,7 +49,7 @@ def test_arms_take_turns_with_the_collector_off():
 
 
 def test_ratio_is_native_over_ours_per_call():
-    pair = harness.Pair(lambda n: time.sleep(n * 1e-3), lambda n: time.sleep(n * 3e-3))
+    pair = pairs.Pair(lambda n: time.sleep(n * 1e-3), lambda n: time.sleep(n * 3e-3))
     times = harness.interleave(pair, harness.Plan(budget_s=0.03, round_s=3e-3, warm_s=0.0, min_rounds=5, max_rounds=5))
     facts = harness.ratio_of(times)
     assert 2.0 < facts["ratio"] < 3.2
@@ -58,7 +58,7 @@ def test_ratio_is_native_over_ours_per_call():
 
 
 def test_small_work_is_repeated_within_a_round():
-    calls, rounds = harness.Plan().calls_and_rounds(harness.Pair(lambda n: None, lambda n: None))
+    calls, rounds = harness.Plan().calls_and_rounds(pairs.Pair(lambda n: None, lambda n: None))
     assert calls > 100
     assert 9 <= rounds <= 300
 
@@ -88,13 +88,13 @@ def broken_after(change):
 def test_a_wrong_kernel_is_not_timed(mode, name, change, dtype):
     spec = SimpleNamespace(function=broken_after(lambda y: change(y).to(dtype)), reference=torch.nn.functional.linear)
     with pytest.raises((AssertionError, RuntimeError)):
-        harness.op_pair(spec, linear_case(), mode, dtype).verify()
+        pairs.op_pair(spec, linear_case(), mode, dtype).verify()
 
 
 @pytest.mark.parametrize("mode", ["forward", "forward+backward"])
 def test_a_right_kernel_is_timed(mode):
     spec = SimpleNamespace(function=broken_after(lambda y: y.clone()), reference=torch.nn.functional.linear)
-    pair = harness.op_pair(spec, linear_case(), mode, torch.float32)
+    pair = pairs.op_pair(spec, linear_case(), mode, torch.float32)
     pair.verify()
     pair.ours(2)
     pair.native(2)
@@ -105,14 +105,14 @@ def test_a_wrong_gradient_is_not_timed():
         return torch.nn.functional.linear(x, w, b.detach() + 0 * b)
 
     spec = SimpleNamespace(function=wrong, reference=torch.nn.functional.linear)
-    harness.op_pair(spec, linear_case(), "forward", torch.float32).verify()
+    pairs.op_pair(spec, linear_case(), "forward", torch.float32).verify()
     with pytest.raises(AssertionError, match="off by"):
-        harness.op_pair(spec, linear_case(), "forward+backward", torch.float32).verify()
+        pairs.op_pair(spec, linear_case(), "forward+backward", torch.float32).verify()
 
 
 def test_frozen_arguments_get_no_gradient():
     sample = linear_case().make(torch.float32, torch.device("cpu"))
-    args, _, inputs = harness._with_grad(sample, (0,))
+    args, _, inputs = pairs._with_grad(sample, (0,))
     assert [a.requires_grad for a in args] == [False, True, True]
     assert len(inputs) == 2
 
@@ -120,8 +120,8 @@ def test_frozen_arguments_get_no_gradient():
 def test_nests_of_tensors_are_walked():
     packed = pack_sequence([torch.zeros(3, 2), torch.zeros(1, 2)])
     nest = (packed, [torch.ones(1), {"a": torch.ones(2)}], None, 3)
-    assert [tuple(t.shape) for t in harness.leaves(nest)] == [(4, 2), (1,), (2,)]
-    doubled = harness.map_tensors(nest, lambda t: t + 1)
+    assert [tuple(t.shape) for t in pairs.leaves(nest)] == [(4, 2), (1,), (2,)]
+    doubled = pairs.map_tensors(nest, lambda t: t + 1)
     assert torch.equal(doubled[0].batch_sizes, packed.batch_sizes)
     assert doubled[0].data.eq(1).all()
     assert doubled[2:] == (None, 3)
@@ -134,12 +134,12 @@ def test_module_pair_starts_from_the_same_weights():
     ours, native = module(), module()
     batch = (torch.randn(5, 4),), torch.tensor([0, 1, 2, 0, 1])
     for mode in ("training step", "inference"):
-        pair = harness.module_pair(ours, native, *batch, mode)
+        pair = pairs.module_pair(ours, native, *batch, mode)
         pair.verify()
         pair.ours(1)
         pair.native(1)
     with pytest.raises(ValueError, match="mode must be"):
-        harness.module_pair(ours, native, *batch, "step")
+        pairs.module_pair(ours, native, *batch, "step")
 
 
 def test_environment_names_no_folder():
@@ -295,7 +295,7 @@ def test_bench_writes_its_record_and_tables(tmp_path):
 # argv[2] the signal.
 STOPPED_IN_THE_SECOND = """
 import signal, sys
-from torchsmith.bench import harness
+from torchsmith.bench import pairs, harness
 from torchsmith.cli import main
 
 # A shell starts its background jobs with Ctrl-C ignored, and their children inherit that.
