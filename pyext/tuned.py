@@ -242,7 +242,10 @@ class Known:
         return self._look_up((describe(args), 0, False))
 
     def _look_up(self, key: tuple[Any, ...]) -> str:
-        reason = self.remembered.get(key)
+        try:
+            reason = self.remembered.get(key)
+        except TypeError:  # no hash: a size is a symbol, of which nothing was measured
+            return ""
         if reason is None:
             reason = self.exact.get(key)
             if reason is None:

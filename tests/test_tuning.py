@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tables import entry, table
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_sequence
 
 import torchsmith
@@ -237,6 +238,19 @@ def test_a_compiled_function_is_one_graph_with_a_table():
     table(entry("linear", (x, w, None), cpp_us=12.0, torch_us=9.0)).activate()
     compiled = torch.compile(lambda x: torchsmith.linear(x, w), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), torch.nn.functional.linear(x, w))
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in CALLS if "packed" not in n]
+)  # whose lengths are data: torch cannot trace those
+def test_sizes_that_are_symbols_are_not_looked_up(name):
+    """torch's tracers with symbols for sizes, outside of torch.compile: nothing is known of those, and nothing is raised."""
+    with tuning.record() as calls:
+        CALLS[name](torch.randn(2, 3, 9, 9))
+    table(*(Entry(*call.key, {"ours": 9.0, "torch": 5.0}) for call in calls)).activate()
+    assert dispatch.KNOWN
+    traced = make_fx(CALLS[name], tracing_mode="symbolic")(torch.randn(2, 3, 9, 9))
+    assert any("torchsmith" in str(node.target) for node in traced.graph.nodes)
 
 
 def test_windows_of_one_size_are_one_call():
