@@ -19,6 +19,9 @@ __all__ = ["Call", "compare", "measure", "record", "tune"]
 
 #: Candidates nearer to each other than this are measured again, for longer.
 NEAR = 1.1
+#: Where ours wins by less than this, it has to win in other memory, too: which pages a process was given decides up to 20 %
+#: of a ratio for as long as it keeps them (a strided depthwise convolution: 0.78 to 1.13).
+LUCK = 1.2
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,25 @@ def measure(call: Call, quick: bool = False) -> list[Entry]:
     from .tuning_kernels import measure_kernels
 
     (spec,) = (s for s in all_specs() if s.name == call.op)
+
+    def both(call: Call) -> dict[str, float]:
+        arms = {name: _arm(spec.function, call, name) for name in ("auto" if below else "cpp", "torch")}
+        return dict(zip(("ours", "torch"), compare(arms, call, quick).values(), strict=True))
+
     with only(measure_kernels(spec, call, quick)) as below:
-        us = compare(
-            {name: _arm(spec.function, call, name) for name in ("auto" if below else "cpp", "torch")}, call, quick
-        )
-    return [*below, Entry(*call.key, dict(zip(("ours", "torch"), us.values(), strict=True)))]
+        us = both(call)
+        if not quick and us["ours"] < us["torch"] < LUCK * us["ours"]:
+            moved = replace(call, arguments=_moved(call.arguments))
+            us = min(us, both(moved), key=lambda us: us["torch"] / us["ours"])
+    return [*below, Entry(*call.key, us)]
+
+
+def _moved(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same tensors in other memory; those before keep theirs, so that results go elsewhere, too."""
+    from .bench.pairs import map_tensors
+    from .contract import keeping_layout
+
+    return map_tensors(arguments, lambda t: keeping_layout(t).requires_grad_(t.requires_grad))
 
 
 def compare(arms: dict[str, Callable[[int], None]], call: Call, quick: bool) -> dict[str, float]:

@@ -65,6 +65,25 @@ def test_near_ties_are_measured_longer(monkeypatch):
     assert budgets[1] == 4 * budgets[0] and us["torch"] == 1.5 * us["ours"]
 
 
+@pytest.mark.parametrize("first, second, us", [(1.1, 0.9, 0.9), (1.1, 1.3, 1.1), (1.3, 0.5, 1.3), (0.95, 9.0, 0.95)])
+def test_a_narrow_win_is_measured_in_other_memory(monkeypatch, first, second, us):
+    """Of two measurements the one that is worse for us counts."""
+    measured = []
+
+    def compare(arms, call, quick):
+        measured.append(call.arguments)
+        return {name: 1.0 if name != "torch" else (first, second)[len(measured) - 1] for name in arms}
+
+    monkeypatch.setattr(tuning, "compare", compare)
+    x, w = torch.randn(5, 4).t(), torch.randn(3, 5, requires_grad=True)
+    (found,) = tuning.measure(tuning.Call("linear", (x, w, None), True, 1))
+    assert found.us == {"ours": 1.0, "torch": us} and found.key == tuning.Call("linear", (x, w, None), True, 1).key
+    assert len(measured) == (2 if first == 1.1 else 1)
+    for one, other in zip(measured[0][:2], measured[-1][:2], strict=True):
+        assert torch.equal(one, other) and one.stride() == other.stride() and one.requires_grad == other.requires_grad
+        assert (one.data_ptr() == other.data_ptr()) == (first != 1.1)
+
+
 def test_calls_that_a_rule_leaves_to_native_are_recorded(monkeypatch):
     monkeypatch.setattr(dispatch, "RULES", True)
     x = torch.randn(1, 1, 8, 8, requires_grad=True)
