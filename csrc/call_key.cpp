@@ -3,8 +3,6 @@
 // dozens of objects are out of the cache after a large one. As in call_way.cpp, only torch's Python attributes are read.
 #include <pybind11/pybind11.h>
 
-#include <initializer_list>
-
 #include "cpu/isa.h"
 
 namespace py = pybind11;

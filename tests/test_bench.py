@@ -295,7 +295,7 @@ def test_bench_writes_its_record_and_tables(tmp_path):
 # argv[2] the signal.
 STOPPED_IN_THE_SECOND = """
 import signal, sys
-from torchsmith.bench import pairs, harness
+from torchsmith.bench import harness
 from torchsmith.cli import main
 
 # A shell starts its background jobs with Ctrl-C ignored, and their children inherit that.
