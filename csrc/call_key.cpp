@@ -1,6 +1,6 @@
 // torchsmith._native.call_key: a number that is the same for calls that the table of measurements (tuned.py) describes alike,
 // found in a microsecond. A description takes ten, and the same key in Python three: a small kernel is done by then, and its
-// dozens of objects are out of the cache after a large one. As in call_way.cpp, only torch's Python attributes are read.
+// dozens of objects are out of the cache after a large one. As in short_call.cpp, only torch's Python attributes are read.
 #include <pybind11/pybind11.h>
 
 #include "cpu/isa.h"

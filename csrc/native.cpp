@@ -17,9 +17,9 @@
 
 namespace py = pybind11;
 
-void bind_plans(py::module_& m);     // plans/bind.cpp
-void bind_call_way(py::module_& m);  // call_way.cpp
-void bind_call_key(py::module_& m);  // call_key.cpp
+void bind_plans(py::module_& m);       // plans/bind.cpp
+void bind_short_call(py::module_& m);  // short_call.cpp
+void bind_call_key(py::module_& m);    // call_key.cpp
 
 namespace {
 
@@ -147,6 +147,6 @@ PYBIND11_MODULE(_native, m) {
         "the best of short turns over about that many seconds. Releases the GIL.");
   m.def("registry", &registry, "Every native kernel: a list of {'op', 'backend', 'dtypes'}.");
   bind_plans(m);
-  bind_call_way(m);
+  bind_short_call(m);
   bind_call_key(m);
 }

@@ -139,29 +139,28 @@ def explain() -> Decision | None:
     return Decision(_last, "cpp", "cpu kernel") if isinstance(_last, str) else _last and Decision(*_last)
 
 
-#: How a call may go: by the checks in Python; straight to the kernel; likewise, and autograd records it.
-LONG, PLAIN, RECORDED = 0, 1, 2
-
-#: ``direct(op, *tensors)`` tells whether a call, not being traced, may go straight to the C++ kernel, which checks it and
-#: raises RuntimeError if anything does not fit: LONG, PLAIN or RECORDED. The short way costs half a microsecond; checks with
-#: errors in words, autocast, other devices and transforms take the long one. A short call that the kernel refuses is made
-#: again the long way, which says what is wrong.
-direct: Callable[..., int] = _native.call_way(
-    autocast=torch._C._is_any_autocast_enabled,
-    transforms=torch._C._are_functorch_transforms_active,
-    grad_enabled=torch.is_grad_enabled,
-    forward_ad=vars(torch.autograd.forward_ad),
-    elsewhere=_elsewhere,
-    last=globals(),
-    key="_last",
+#: ``short(tensors, plain, recorded)`` makes an op's short call: ``call(name, *arguments)`` hands the arguments, of which the
+#: first are so many tensors or Nones, to the C++ kernel (``plain``, or ``recorded`` where autograd records the call), which
+#: checks them, and returns what it gives, of a tuple the first. It returns None for what needs the long way: errors in words,
+#: autocast, other devices, other backends, transforms, export. Under dynamo, which cannot see into it, it must not be called.
+short: Callable[[int, Callable[..., Any], Callable[..., Any]], Callable[..., Any]] = partial(
+    _native.short_call,
+    torch._C._is_any_autocast_enabled,
+    torch._C._are_functorch_transforms_active,
+    torch.is_grad_enabled,
+    vars(torch.autograd.forward_ad),
+    vars(torch.compiler),
+    _elsewhere,
+    globals(),
+    "_last",
 )
 
 
 def native_wins(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...] = ()) -> str:
     """Why ``auto`` leaves this call to native although there is a kernel; empty if it does not.
 
-    ``tensors`` and ``others`` are the public function's arguments in its order. Ops ask before :data:`direct` notes the
-    call: whoever observes it still finds the decision about the one before.
+    ``tensors`` and ``others`` are the public function's arguments in its order. Ops ask before a :data:`short` call notes
+    itself: whoever observes it still finds the decision about the one before.
     """
     if is_compiling() or (chosen(op) != "auto" and _observed is None):
         return ""

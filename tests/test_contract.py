@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchsmith import _native, tuning
 from torchsmith.contract import Expected
-from torchsmith.dispatch import LONG, PLAIN, RECORDED, Decision, backend, direct, explain
+from torchsmith.dispatch import Decision, backend, explain, short
 from torchsmith.spec import all_specs
 
 ISAS = _native.isa_available()
@@ -188,25 +188,50 @@ def test_opcheck_traced(spec):
 
 
 def test_the_way_of_a_call():
+    call = short(2, lambda *_: ["plain"], lambda *_: ["recorded"])
+    plain, recorded, the_long_one = ["plain"], ["recorded"], None
     x, w = torch.randn(2, 3), torch.randn(4, 3, requires_grad=True)
-    assert direct("linear", x, w.detach(), None) == PLAIN and direct("linear", x, None, w) == RECORDED
+    assert call("linear", x, w.detach()) == call("linear", x, None) == plain
+    assert call("linear", x, w) == call("linear", None, w, 2.5) == recorded
     with torch.no_grad():
-        assert direct("linear", x, w) == PLAIN
-    assert direct("linear", x.to("meta")) == direct("linear", x, w.to("meta")) == direct("linear", x, 2.5) == LONG
+        assert call("linear", x, w) == plain
+    assert call("linear", x.to("meta"), w) == call("linear", x, w.to("meta")) == call("linear", x, 2.5) == the_long_one
     with torch.autocast("cpu", torch.bfloat16):
-        assert direct("linear", x, w) == LONG
+        assert call("linear", x, w) == the_long_one
     with torch.autograd.forward_ad.dual_level():
-        assert direct("linear", x, w) == LONG
+        assert call("linear", x, w) == the_long_one
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.compiler, "_is_compiling_flag", True)
+        assert torch.compiler.is_compiling() and call("linear", x, w) == the_long_one
     seen = []
-    torch.func.vmap(lambda row: seen.append(direct("linear", row, w)) or row)(x)
-    assert seen == [LONG]
+    torch.func.vmap(lambda row: seen.append(call("linear", row, w)) or row)(x)
+    assert seen == [the_long_one]
     for name in ("torch", "cpp"):
         with backend(name, ops=["linear"]):
-            assert direct("linear", x, w) == (RECORDED if name == "cpp" else LONG)
-            assert direct("max_pool2d", x) == PLAIN
-    assert direct("linear", x, w) == RECORDED
-    with pytest.raises(TypeError, match="the op's name is needed"):
-        direct()
+            assert call("linear", x, w) == (recorded if name == "cpp" else the_long_one)
+            assert call("max_pool2d", x, None) == plain
+    assert call("linear", x, w) == recorded
+
+
+def test_what_a_short_call_hands_on():
+    given = []
+
+    def kernel(*arguments):
+        given.append(arguments)
+        return tuple(arguments[2:])
+
+    def refuses(*_):
+        raise RuntimeError("refused")
+
+    x = torch.randn(2)
+    assert short(1, kernel, refuses)("linear", x, None, "first", "second") == "first"
+    assert given == [(x, None, "first", "second")] and explain() == Decision("linear", "cpp", "cpu kernel")
+    assert short(2, kernel, kernel)("linear", x, x) == ()
+    assert short(1, refuses, kernel)("linear", x) is None
+    with pytest.raises(ZeroDivisionError):  # what is no refusal is not hidden
+        short(1, lambda t: 1 // 0, kernel)("linear", x)
+    with pytest.raises(TypeError, match="expected the op's name and at least 2 tensors, got 2 arguments"):
+        short(2, kernel, kernel)("linear", x)
 
 
 @pytest.mark.parametrize("grad", [False, True])

@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
-from ..autograd import applier, differentiable_gradients, records, transforms, wants_graph
-from ..dispatch import KNOWN, LONG, RECORDED, allow_tf32, direct, leave, native_wins, use_kernel
+from ..autograd import applier, caller, differentiable_gradients, records, transforms, wants_graph
+from ..dispatch import KNOWN, allow_tf32, leave, native_wins, short, use_kernel
 from . import _recurrent_func as func
 from ._checks import only_tensors
 from ._recurrent import GRAD, Recurrent, as_autocast, check_types
 
-__all__ = ["cell"]
+__all__ = ["cell_of"]
 
 
-def cell(row: Recurrent, input: Tensor, hx: Tensor, w_ih, w_hh, b_ih, b_hh, relu: bool) -> Tensor:
-    name, slower = row.cell_name, ""
-    if name in KNOWN:
-        slower = native_wins(name, (input, hx, w_ih, w_hh, b_ih, b_hh), row.nonlinearity(relu))
-    way = LONG if is_compiling() else direct(name, input, hx, w_ih, w_hh, b_ih, b_hh)
-    if way == LONG:
+def cell_of(row: Recurrent) -> Callable[..., Tensor]:
+    """The row's cell: a function of input, hx, w_ih, w_hh, b_ih, b_hh and whether the nonlinearity is ReLU."""
+    name = row.cell_name
+    ours = short(6, caller(row.cell_forward), partial(_apply, row))
+    native = [short(6, f, f) for f in map(row.native_cell, (False, True))]
+
+    def cell(input: Tensor, hx: Tensor, w_ih, w_hh, b_ih, b_hh, relu: bool) -> Tensor:
+        tensors, slower = (input, hx, w_ih, w_hh, b_ih, b_hh), ""
+        if name in KNOWN:
+            slower = native_wins(name, tensors, row.nonlinearity(relu))
+        if not is_dynamo_compiling():
+            y = native[relu](name, *tensors) if slower else ours(name, *tensors, relu, False)
+            if y is not None:
+                if slower:
+                    leave(name, slower)
+                return y
         only_tensors(name, 4, input=input, hx=hx, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh)
-    if way:
-        try:
-            if slower:
-                leave(name, slower)
-                return row.native_cell(relu)(input, hx, w_ih, w_hh, b_ih, b_hh)
-            if way == RECORDED:
-                return _apply_cell(row, relu, input, hx, w_ih, w_hh, b_ih, b_hh)
-            return row.cell_call(input, hx, w_ih, w_hh, b_ih, b_hh, relu, False)[0]
-        except RuntimeError:
-            pass  # said in words, or computed by ATen, below
-    input, hx, w_ih, w_hh, b_ih, b_hh = tensors = as_autocast(row, input, hx, w_ih, w_hh, b_ih, b_hh)
+        return _checked(row, relu, slower, *tensors)
+
+    return cell
+
+
+def _checked(row: Recurrent, relu: bool, slower: str, *tensors) -> Tensor:
+    input, hx, w_ih, w_hh, b_ih, b_hh = tensors = as_autocast(row, *tensors)
     _check_cell(row, *tensors)
-    if not use_kernel(name, input, "one bias of two" if (b_ih is None) != (b_hh is None) else slower):
+    if not use_kernel(row.cell_name, input, "one bias of two" if (b_ih is None) != (b_hh is None) else slower):
         if transforms() - GRAD:  # native's cells have no batching rule
             return func.cell(row.gates, relu, *tensors)
         return row.native_cell(relu)(*tensors)
     if records(*tensors):
-        return _Cell.apply(row, relu, *tensors)
+        return _Cell.apply(row, *tensors, relu, True)
     return row.cell_forward(*tensors, relu, False)[0]
 
 
@@ -69,7 +78,8 @@ def _check_cell(row: Recurrent, input, hx, w_ih, w_hh, b_ih, b_hh) -> None:
 
 class _Cell(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, row, relu, *tensors):
+    def forward(ctx, row, *arguments):
+        *tensors, relu, _ = arguments
         y, reserve = row.cell_forward(*tensors, relu, True)
         ctx.row, ctx.relu = row, relu
         ctx.save_for_backward(*tensors, y, reserve)
@@ -78,9 +88,10 @@ class _Cell(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         *tensors, y, reserve = ctx.saved_tensors
-        need = ctx.needs_input_grad[2:]
+        need = ctx.needs_input_grad[1:7]
         if wants_graph():
-            return None, None, *differentiable_gradients(ctx.row.native_cell(ctx.relu), tensors, (grad,), need)
+            native = ctx.row.native_cell(ctx.relu)
+            return None, *differentiable_gradients(native, tensors, (grad,), need), None, None
         grads = ctx.row.cell_backward(
             grad,
             *tensors[:4],
@@ -92,7 +103,7 @@ class _Cell(torch.autograd.Function):
             any(need[2:]),
             allow_tf32(grad),  # native's cells, too, are matrix products and no part of cudnn
         )
-        return None, None, *(g if n else None for g, n in zip(grads, need, strict=True))
+        return None, *(g if n else None for g, n in zip(grads, need, strict=True)), None, None
 
 
-_apply_cell = applier(_Cell)
+_apply = applier(_Cell)

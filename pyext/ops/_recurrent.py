@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
-from ..autograd import caller, differentiable_gradients, records, transforms, wants_graph
+from ..autograd import differentiable_gradients, records, transforms, wants_graph
 from ..dispatch import KNOWN, autocast, native_wins, recurrent_tf32, use_kernel
 from ..spec import fake, kernel, like
 from . import _recurrent_func as func
@@ -36,7 +36,6 @@ class Recurrent:
     def __post_init__(self):
         for part in ("cell_forward", "cell_backward", "forward", "backward"):
             object.__setattr__(self, part, kernel(f"{self.name}_{part}"))
-        object.__setattr__(self, "cell_call", caller(self.cell_forward))
         object.__setattr__(self, "cell_name", f"{self.name}_cell")
         ROWS[self.name] = self
         _register_fakes(self)

@@ -7,10 +7,10 @@ from functools import lru_cache, partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from ..autograd import applier, caller, differentiable_gradients, records, wants_graph
-from ..dispatch import KNOWN, LONG, RECORDED, autocast, by_default, direct, leave, native_wins, use_kernel
+from ..dispatch import KNOWN, autocast, by_default, leave, native_wins, short, use_kernel
 from ..dispatch import convolution_tf32 as allow_tf32
 from ..spec import OpSpec, fake, kernel, like, register
 from . import _conv2d_samples as cases
@@ -20,7 +20,6 @@ from .maxpool2d import output_size, pooled, position_dtype
 
 _forward = kernel("conv2d_forward")
 _backward = kernel("conv2d_backward")
-_call = caller(_forward)
 _INT_MAX = 2**31 - 1
 
 
@@ -72,7 +71,7 @@ def conv2d_relu_maxpool2d(
     :func:`torch.nn.functional.max_pool2d`.
     """
     name = "conv2d_relu_maxpool2d"
-    pool = _short_pool(pool_kernel_size, pool_stride, pool_padding)
+    pool = _pool(pool_kernel_size, pool_stride, pool_padding)
     if pool is not None:
         return _conv(name, input, weight, bias, stride, padding, dilation, groups, True, pool)
     kernel_size = pair(name, "pool_kernel_size", pool_kernel_size)
@@ -82,7 +81,7 @@ def conv2d_relu_maxpool2d(
 
 
 @lru_cache(maxsize=1024, typed=True)
-def _short(stride, padding, dilation) -> tuple[list[int], list[int], list[int]] | None:
+def _geometry(stride, padding, dilation) -> tuple[list[int], list[int], list[int]] | None:
     """The geometry as the kernel takes it, for plain ints and pairs of ints; None sends the call the long way."""
     pairs = [(v, v) if isinstance(v, int) else v for v in (stride, padding, dilation)]
     if not all(isinstance(v, tuple) and len(v) == 2 and all(isinstance(i, int) for i in v) for v in pairs):
@@ -91,46 +90,46 @@ def _short(stride, padding, dilation) -> tuple[list[int], list[int], list[int]] 
 
 
 @lru_cache(maxsize=1024, typed=True)
-def _short_pool_of(kernel_size, stride, padding) -> list[int] | None:
-    short = _short(kernel_size, padding, kernel_size if stride is None else stride)
-    return None if short is None else [*short[0], *short[2], *short[1][:2]]
+def _pool_of(kernel_size, stride, padding) -> list[int] | None:
+    found = _geometry(kernel_size, padding, kernel_size if stride is None else stride)
+    return None if found is None else [*found[0], *found[2], *found[1][:2]]
 
 
-def _short_pool(*arguments) -> list[int] | None:
-    if is_compiling():  # a tracer looks through the cache, and says so in a warning
+def _pool(*arguments) -> list[int] | None:
+    if is_dynamo_compiling():  # it looks through the cache, and says so in a warning
         return None
     try:
-        return _short_pool_of(*arguments)
+        return _pool_of(*arguments)
     except TypeError:  # unhashable, a list
         return None
 
 
 def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, pool):
+    if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
+        only_tensors(name, 2, input=input, weight=weight, bias=bias)
     slower = ""
     if name in KNOWN:
         pools = (tuple(pool[:2]), tuple(pool[2:4]), tuple(pool[4:])) if pool else ()
         slower = native_wins(name, (input, weight, bias), (stride, padding, dilation, groups, *pools))
-    way = LONG if slower or is_compiling() else direct(name, input, weight, bias)
-    if way == LONG and not slower:
-        only_tensors(name, 2, input=input, weight=weight, bias=bias)
     if not (slower or pool or input.is_contiguous()):
         slower = copied_layout(name, input, groups)
     if not (slower or pool) and (groups != 1 or weight.numel() >= MANY_CHANNELS) and by_default(name):
         slower = rule(input, weight, stride, groups)
-    if (way or slower) and input.dim() == 4:
+    if input.dim() == 4 and not is_dynamo_compiling():
         try:
-            short = _short(stride, padding, dilation)
-            if short is not None:
-                geometry = (*short, groups, relu, pool or [])
+            found = _geometry(stride, padding, dilation)
+            if found is not None:
+                geometry = (*found, groups, relu, pool or [])
                 if slower:
                     y = _by_native(input, weight, bias, *geometry)
                     leave(name, slower)
                     return y
-                if way == RECORDED:
-                    return _apply(input, weight, bias, *geometry)
-                return _call(input, weight, bias, *geometry)[0]
+                y = _short(name, input, weight, bias, *geometry)
+                if y is not None:
+                    return y
         except (RuntimeError, TypeError):
             pass  # said in words, or computed by ATen, below
+    only_tensors(name, 2, input=input, weight=weight, bias=bias)
     return _checked(name, input, weight, bias, stride, padding, dilation, groups, relu, pool, slower)
 
 
@@ -291,7 +290,7 @@ class _Conv2d(torch.autograd.Function):
         return *(g if n else None for g, n in zip(grads, need, strict=True)), *(None,) * 6
 
 
-_apply = applier(_Conv2d)
+_short = short(3, caller(_forward), applier(_Conv2d))
 
 
 def _is_channels_last(t: Tensor) -> bool:

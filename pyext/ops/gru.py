@@ -11,10 +11,11 @@ from torch.nn.utils.rnn import PackedSequence
 from ..dispatch import backend
 from ..spec import OpSpec, register
 from . import _recurrent_samples as samples
-from ._cell import cell
+from ._cell import cell_of
 from ._recurrent import Recurrent, sequence
 
 _ROW = Recurrent("gru", gates=3, saves_gates=True)
+_cell = cell_of(_ROW)
 
 
 def gru_cell(
@@ -36,7 +37,7 @@ def gru_cell(
     Raises:
         RuntimeError: shapes do not fit, or dtypes or devices differ.
     """
-    return cell(_ROW, input, hx, w_ih, w_hh, b_ih, b_hh, False)
+    return _cell(input, hx, w_ih, w_hh, b_ih, b_hh, False)
 
 
 def gru(

@@ -7,16 +7,15 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from ..autograd import applier, caller, differentiable_gradients, records, wants_graph
-from ..dispatch import KNOWN, LONG, RECORDED, allow_tf32, autocast, direct, leave, native_wins, use_kernel
+from ..dispatch import KNOWN, allow_tf32, autocast, leave, native_wins, short, use_kernel
 from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, like, register
 from ._checks import only_tensors, same_device, same_dtype
 
 _forward = kernel("linear_forward")
 _backward = kernel("linear_backward")
-_call = caller(_forward)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -48,17 +47,18 @@ def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -
 
 def _linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     slower = native_wins(name, (input, weight, bias)) if name in KNOWN else ""
-    try:
-        if slower:
+    if slower:
+        try:
             leave(name, slower)
             y = F.linear(input, weight, bias)
             return y.relu_() if relu else y
-        way = LONG if is_compiling() else direct(name, input, weight, bias)
-        if way:
-            return (_apply if way == RECORDED else _call)(input, weight, bias, relu)
-        only_tensors(name, 2, input=input, weight=weight, bias=bias)
-    except RuntimeError:
-        pass  # said in words, or computed by ATen, below
+        except RuntimeError:
+            pass  # said in words below
+    elif not is_dynamo_compiling():
+        y = _short(name, input, weight, bias, relu)
+        if y is not None:
+            return y
+    only_tensors(name, 2, input=input, weight=weight, bias=bias)
     return _checked(name, input, weight, bias, relu, slower)
 
 
@@ -112,7 +112,7 @@ class _Linear(torch.autograd.Function):
         return dx if need[0] else None, dw if need[1] else None, db if need[2] else None, None
 
 
-_apply = applier(_Linear)
+_short = short(3, caller(_forward), applier(_Linear))
 
 
 @fake("linear_forward")

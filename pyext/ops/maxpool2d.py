@@ -8,16 +8,15 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from ..autograd import applier, caller, records, wants_graph
-from ..dispatch import KNOWN, LONG, RECORDED, by_default, direct, leave, native_wins, use_kernel
+from ..dispatch import KNOWN, by_default, leave, native_wins, short, use_kernel
 from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, register
 from ._checks import only_tensors
 
 _forward = kernel("maxpool2d_forward")
 _backward = kernel("maxpool2d_backward")
-_call = caller(_forward)
 
 #: Values of an input up to which, where nothing was measured, a pool is left to native, with autograd and without: a call of
 #: our op takes 4 us longer than native's, and our autograd node in Python some 10 us more than native's in C++.
@@ -48,33 +47,34 @@ def max_pool2d(
     Raises:
         RuntimeError: shapes or parameters are out of range. TypeError: a parameter is not int or ints.
     """
+    if not isinstance(input, Tensor):
+        only_tensors("max_pool2d", 1, input=input)
     slower = ""
     if "max_pool2d" in KNOWN and not return_indices:
         others = (kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
         slower = native_wins("max_pool2d", (input,), others)
-    way = LONG if slower or is_compiling() else direct("max_pool2d", input)
-    if way == LONG and not slower:
-        only_tensors("max_pool2d", 1, input=input)
     if not slower and input.numel() <= FEW and by_default("max_pool2d"):
-        slower = _rule(way, input)
-    if (way or slower) and not return_indices and input.dim() == 4:
+        slower = _rule(input)
+    if input.dim() == 4 and not return_indices and not is_dynamo_compiling():
         try:
-            geometry = _short(kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode)
+            geometry = _geometry(kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode)
             if geometry is not None:
                 if slower:
                     leave("max_pool2d", slower)
                     return torch.max_pool2d(input, *geometry)
-                return (_apply if way == RECORDED else _call)(input, *geometry)[0]
+                y = _short("max_pool2d", input, *geometry)
+                if y is not None:
+                    return y
         except (RuntimeError, TypeError):
             pass  # said in words, or computed by ATen, below
     return _checked(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, slower)
 
 
-def _rule(way: int, input: Tensor) -> str:
+def _rule(input: Tensor) -> str:
     """Why a pool of few values is native's where nothing was measured."""
-    if way == LONG and not input.is_cpu:
+    if not input.is_cpu:
         return ""
-    if way == RECORDED or (way == LONG and records(input)):
+    if records(input):
         return "few values: native's autograd node costs less than the kernel saves"
     return "few values: native's call costs less than the kernel saves" if input.numel() <= VERY_FEW else ""
 
@@ -82,14 +82,15 @@ def _rule(way: int, input: Tensor) -> str:
 def pooled(y: Tensor, kernel_size: list[int], stride: list[int], padding: list[int]) -> Tensor:
     """A pool inside of another op's call, by the kernel where it takes the tensor and has enough to do."""
     geometry = kernel_size, stride, padding, [1, 1], False
-    way = LONG if is_compiling() else direct("max_pool2d", y)
-    if way == LONG or y.numel() <= (FEW if way == RECORDED else VERY_FEW):
-        return torch.max_pool2d(y, *geometry)
-    return (_apply if way == RECORDED else _call)(y, *geometry)[0]
+    if y.numel() > (FEW if records(y) else VERY_FEW) and not is_dynamo_compiling():
+        z = _short("max_pool2d", y, *geometry)
+        if z is not None:
+            return z
+    return torch.max_pool2d(y, *geometry)
 
 
 @lru_cache(maxsize=1024, typed=True)
-def _short(kernel_size, stride, padding, dilation, ceil_mode) -> tuple | None:
+def _geometry(kernel_size, stride, padding, dilation, ceil_mode) -> tuple | None:
     """The geometry as the kernel takes it, for plain ints and pairs of ints; None sends the call the long way."""
     pairs = [[v, v] if isinstance(v, int) else v for v in (kernel_size, stride, padding, dilation)]
     if not all(len(v) == 2 and all(isinstance(i, int) for i in v) for v in pairs):
@@ -229,7 +230,7 @@ class _MaxPool2d(torch.autograd.Function):
         return dx, *(None,) * 5
 
 
-_apply = applier(_MaxPool2d)
+_short = short(1, caller(_forward), applier(_MaxPool2d))
 
 
 def _like_layout(y: Tensor, other: Tensor) -> Tensor:

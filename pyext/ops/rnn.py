@@ -11,10 +11,11 @@ from torch.nn.utils.rnn import PackedSequence
 from ..dispatch import backend
 from ..spec import OpSpec, Sample, register
 from . import _recurrent_samples as samples
-from ._cell import cell
+from ._cell import cell_of
 from ._recurrent import Recurrent, sequence
 
 _ROW = Recurrent("rnn", gates=1, saves_gates=False)
+_cell = cell_of(_ROW)
 
 
 def _is_relu(name: str, nonlinearity: str) -> bool:
@@ -47,7 +48,7 @@ def rnn_cell(
     Raises:
         RuntimeError: shapes do not fit, dtypes or devices differ, or the nonlinearity is unknown.
     """
-    return cell(_ROW, input, hx, w_ih, w_hh, b_ih, b_hh, _is_relu("rnn_cell", nonlinearity))
+    return _cell(input, hx, w_ih, w_hh, b_ih, b_hh, _is_relu("rnn_cell", nonlinearity))
 
 
 def rnn(
