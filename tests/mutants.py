@@ -58,6 +58,27 @@ BUGS = (
     ),
     Bug("lost NaN", "csrc/cpu/pool.h", "(v > value) | (v != v);", "(v > value);", VALUES + "max_pool2d"),
     Bug(
+        "a NaN in the lower row of 2x2 windows",
+        "csrc/cpu/pool.h",
+        " | unordered<T>(cell[2], cell[3])",
+        "",
+        VALUES + "max_pool2d",
+    ),
+    Bug(
+        "a NaN of a row above is forgotten",
+        "csrc/cpu/pool.h",
+        "numbers = copy(x + next * pitch) && numbers;",
+        "numbers = copy(x + next * pitch);",
+        VALUES + "max_pool2d",
+    ),
+    Bug(
+        "the second of two rows gets the first one's",
+        "csrc/cpu/pool.h",
+        "store_n<T>(y + OW, upper_half<T>(best.value), n);",
+        "store_n<T>(y + OW, best.value, n);",
+        VALUES + "max_pool2d",
+    ),
+    Bug(
         "the last of two equal cells wins",
         "csrc/cpu/pool.h",
         "(v > value) | (v != v);",
@@ -116,8 +137,8 @@ BUGS = (
     Bug(
         "last of equal cells wins in 2x2 windows",
         "csrc/cpu/pool.h",
-        "const Mask<T> take = (v > value) | (v != v);",
-        "const Mask<T> take = (v >= value) | (v != v);",
+        "kNumbers ? v > value : (v > value) | (v != v);",
+        "kNumbers ? v >= value : (v >= value) | (v != v);",
         VALUES + "pool",
     ),
     Bug(

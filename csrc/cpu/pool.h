@@ -125,12 +125,36 @@ template <class T>
 struct Best {
   Vec<T> value;
   Mask<T> at;
+  // kNumbers: no lane is a NaN. Else one wins, and the last one counts.
+  template <bool kNumbers = false>
   TS_INLINE void meet(Vec<T> v, Mask<T> position) {
-    const Mask<T> take = (v > value) | (v != v);  // v != v: a NaN wins, the last one counts
+    const Mask<T> take = kNumbers ? v > value : (v > value) | (v != v);
     value = take ? v : value;
     at = take ? position : at;
   }
 };
+// Whether a lane of a or b is a NaN.
+template <class T>
+TS_INLINE Mask<T> unordered(Vec<T> a, Vec<T> b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Mask<T>)_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_UNORD_Q);
+  else return (Mask<T>)_mm256_cmp_pd((__m256d)a, (__m256d)b, _CMP_UNORD_Q);
+#else
+  return (a != a) | (b != b);
+#endif
+}
+template <class T>
+TS_INLINE bool any(Mask<T> m) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)m, (__m512i)m) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)m, (__m256i)m);
+#else
+  for (int i = 0; i < kLanes<T>; ++i)
+    if (m[i]) return true;
+  return false;
+#endif
+}
 template <class T>
 TS_INLINE Mask<T> everywhere(int64_t position) {
   return Mask<T>{} + static_cast<int>(position);
@@ -162,6 +186,14 @@ struct Inner {
 TS_INLINE Inner inner_rows(const Geometry& d) { return {d.H, d.OH, d.KH, d.SH, d.PH, d.DH}; }
 TS_INLINE Inner inner_columns(const Geometry& d) { return {d.W, d.OW, d.KW, d.SW, d.PW, d.DW}; }
 
+// Rows are read in parts and again, which the processor's own prefetching does not see through: asked for beforehand, planes
+// that are not in the cache are pooled in a third of the time.
+constexpr int64_t kRowsAhead = 4096;  // bytes
+template <class T>
+TS_INLINE void prefetch_row(const T* p, int64_t cells) {
+  for (int64_t i = 0; i < cells; i += 64 / sizeof(T)) __builtin_prefetch(p + i);
+}
+
 // Windows inside the plane that share no row: each is read once, straight from x.
 template <class T, class P>
 void pool_apart(const Geometry& d, const T* x, int64_t pitch, T* y, P* position) {
@@ -178,10 +210,41 @@ void pool_apart(const Geometry& d, const T* x, int64_t pitch, T* y, P* position)
     }
 }
 
+// The even and the odd lanes of two vectors, in the order that in_order() undoes: AVX2 shuffles in halves of a vector in one
+// instruction, across them in three.
+template <class T>
+TS_INLINE void even_odd(Vec<T> low, Vec<T> high, Vec<T>& even, Vec<T>& odd) {
+#if defined(__clang__)
+  constexpr int L = kLanes<T>;
+  for (int i = 0; i < L; ++i) even[i] = 2 * i < L ? low[2 * i] : high[2 * i - L], odd[i] = 2 * i < L ? low[2 * i + 1] : high[2 * i + 1 - L];
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    even = (Vec<T>)_mm256_shuffle_ps((__m256)low, (__m256)high, 0x88);
+    odd = (Vec<T>)_mm256_shuffle_ps((__m256)low, (__m256)high, 0xdd);
+  } else {
+    even = (Vec<T>)_mm256_unpacklo_pd((__m256d)low, (__m256d)high);
+    odd = (Vec<T>)_mm256_unpackhi_pd((__m256d)low, (__m256d)high);
+  }
+#else
+  Mask<T> index;
+  for (int i = 0; i < kLanes<T>; ++i) index[i] = 2 * i;
+  even = __builtin_shuffle(low, high, index);
+  odd = __builtin_shuffle(low, high, index + 1);
+#endif
+}
+template <class V>
+TS_INLINE V in_order(V v) {
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__clang__)
+  return (V)_mm256_permute4x64_epi64((__m256i)v, 0xd8);  // the middle quarters exchanged
+#else
+  return v;
+#endif
+}
+
 // Windows that overlap or reach over the edge, in two steps: along each row of x once, then down its rows for every
 // output row that meets them. The first of equal cells along a row, then the first of equal rows, is the first of the
 // window, and the same holds for the last NaN. Rows are copied between cells of -inf, which never win: `at` starts at the
-// first cell inside.
+// first cell inside. From the first NaN of a plane on, comparisons look for more.
 template <class T>
 struct RowMaxima {
   const Geometry& d;
@@ -205,33 +268,62 @@ struct RowMaxima {
   }
   T* row(int64_t ih) const { return rows + ih % kept * 2 * width; }
 
+  // Copies a row of x; whether it has no NaN.
+  bool copy(const T* x) const {
+    const int64_t W = d.W;
+    T* const to = line + d.PW;
+    Mask<T> nan{};
+    prefetch_row(x + kRowsAhead / sizeof(T), W);
+    for_vectors<T>(W, [&](int64_t i, int n) {
+      const Vec<T> v = load_some<T>(x + i, n);
+      nan |= v != v;
+      store_some<T>(to + i, v, n);
+    });
+    return !any<T>(nan);
+  }
+
   // KW and SW known at compile time, or 0.
-  template <int kKW, int kSW>
-  void along(const T* x, T* to) const {
-    const int64_t KW = kKW ? kKW : d.KW, SW = kSW ? kSW : d.SW;
-    for_vectors<T>(d.W, [&](int64_t i, int n) { store_some<T>(line + d.PW + i, load_some<T>(x + i, n), n); });
+  template <int kKW, int kSW, bool kNumbers>
+  void along(T* to) const {
+    const int64_t KW = kKW ? kKW : d.KW, SW = kSW ? kSW : d.SW, DW = kKW ? 1 : d.DW;
     for (int64_t ow = 0; ow < width; ow += kLanes<T>) {
-      Best<T> best{splat<T>(kLowest<T>), (Mask<T>)load<T>(first + ow)};
-      for (int64_t kw = 0; kw < KW; ++kw)
-        best.meet(load_strided<T>(line + ow * SW + kw * d.DW, SW, kLanes<T>), everywhere<T>(kw));
+      const T* const from = line + ow * SW;
+      const Mask<T> inside = (Mask<T>)load<T>(first + ow);
+      Best<T> best;
+      if constexpr (kKW == 3 && kSW == 2) {
+        Vec<T> cell[3], none;
+        even_odd<T>(load<T>(from), load<T>(from + kLanes<T>), cell[0], cell[1]);
+        even_odd<T>(load<T>(from + 2), load<T>(from + 2 + kLanes<T>), cell[2], none);
+        best = {cell[0], inside};  // lane 0 alone can lie before the row, and stays where it is
+        for (int kw = 1; kw < 3; ++kw) best.template meet<kNumbers>(cell[kw], everywhere<T>(kw));
+        best = {in_order(best.value), in_order(best.at)};
+      } else {
+        best = {load_strided<T>(from, SW, kLanes<T>), inside};
+        for (int64_t kw = 1; kw < KW; ++kw)
+          best.template meet<kNumbers>(load_strided<T>(from + kw * DW, SW, kLanes<T>), everywhere<T>(kw));
+      }
       store<T>(to + ow, best.value);
       store<T>(to + width + ow, (Vec<T>)best.at);
     }
   }
 
-  template <class P>
+  template <class P, bool kNumbers>
   void down(int64_t oh, T* y, P* position) const {
     const Reach reach = row_reach(d, oh);
-    for (int64_t ow = 0; ow < d.OW; ow += kLanes<T>) {
-      const int n = static_cast<int>(min_of<int64_t>(kLanes<T>, d.OW - ow));
+    const int64_t OW = d.OW, KW = d.KW, DH = d.DH;
+    const int64_t top = (oh * d.SH - d.PH + reach.begin * DH) % kept;  // divided once: in the loops it would take most of the time
+    for (int64_t ow = 0; ow < OW; ow += kLanes<T>) {
+      const int n = static_cast<int>(min_of<int64_t>(kLanes<T>, OW - ow));
       Best<T> best{splat<T>(kLowest<T>), {}};
+      int64_t ih = top;
       for (int64_t kh = reach.begin; kh < reach.end; ++kh) {
-        const T* from = row(oh * d.SH - d.PH + kh * d.DH) + ow;
-        const Mask<T> at = (Mask<T>)load<T>(from + width) + static_cast<int>(kh * d.KW);
+        const T* from = rows + ih * 2 * width + ow;
+        const Mask<T> at = (Mask<T>)load<T>(from + width) + static_cast<int>(kh * KW);
         if (kh == reach.begin) best = {load<T>(from), at};
-        else best.meet(load<T>(from), at);
+        else best.template meet<kNumbers>(load<T>(from), at);
+        ih = ih + DH < kept ? ih + DH : ih + DH - kept;
       }
-      store_n<T>(y + ow, best.value, n);
+      store_some<T>(y + ow, best.value, n);
       store_position<T, P>(position + ow, best.at, n);
     }
   }
@@ -239,69 +331,100 @@ struct RowMaxima {
   template <class P, int kKW, int kSW>
   void plane(const T* x, int64_t pitch, T* y, P* position) const {
     int64_t next = 0;  // rows of x before it are done, or met by no window
+    bool numbers = true;  // so far
     for (int64_t oh = 0; oh < d.OH; ++oh) {
       const int64_t top = oh * d.SH - d.PH;
       next = max_of(next, top);
-      for (const int64_t end = min_of(d.H, top + kept); next < end; ++next) along<kKW, kSW>(x + next * pitch, row(next));
-      down<P>(oh, y + oh * d.OW, position + oh * d.OW);
+      for (const int64_t end = min_of(d.H, top + kept); next < end; ++next) {
+        numbers = copy(x + next * pitch) && numbers;
+        if (numbers) along<kKW, kSW, true>(row(next));
+        else along<kKW, kSW, false>(row(next));
+      }
+      if (numbers) down<P, true>(oh, y + oh * d.OW, position + oh * d.OW);
+      else down<P, false>(oh, y + oh * d.OW, position + oh * d.OW);
     }
   }
 };
-
-// Lanes i of even: p[2 i], of odd: p[2 i + 1], i < n, in the order that in_order() undoes: AVX2 shuffles in halves of a vector
-// in one instruction, across them in three.
-template <class T>
-TS_INLINE void load_even_odd(const T* p, int first, int second, Vec<T>& even, Vec<T>& odd) {
-  constexpr int L = kLanes<T>;
-  const Vec<T> low = load_n<T>(p, first), high = second ? load_n<T>(p + L, second) : Vec<T>{};
-#if defined(__clang__)
-  for (int i = 0; i < L; ++i) even[i] = 2 * i < L ? low[2 * i] : high[2 * i - L], odd[i] = 2 * i < L ? low[2 * i + 1] : high[2 * i + 1 - L];
-#elif defined(__AVX2__) && !defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) {
-    even = (Vec<T>)_mm256_shuffle_ps((__m256)low, (__m256)high, 0x88);
-    odd = (Vec<T>)_mm256_shuffle_ps((__m256)low, (__m256)high, 0xdd);
-  } else {
-    even = (Vec<T>)_mm256_unpacklo_pd((__m256d)low, (__m256d)high);
-    odd = (Vec<T>)_mm256_unpackhi_pd((__m256d)low, (__m256d)high);
-  }
-#else
-  Mask<T> index;
-  for (int i = 0; i < L; ++i) index[i] = 2 * i;
-  even = __builtin_shuffle(low, high, index);
-  odd = __builtin_shuffle(low, high, index + 1);
-#endif
-}
-template <class V>
-TS_INLINE V in_order(V v) {
-#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__clang__)
-  return (V)_mm256_permute4x64_epi64((__m256i)v, 0xd8);  // the middle quarters exchanged
-#else
-  return v;
-#endif
-}
 
 TS_INLINE bool side_by_side(const Geometry& d) {  // 2x2 windows, none over an edge
   return d.KH == 2 && d.KW == 2 && d.SH == 2 && d.SW == 2 && d.PH == 0 && d.PW == 0 && d.DH == 1 && d.DW == 1 &&
          2 * d.OH <= d.H && 2 * d.OW <= d.W;
 }
 
-// Such windows. Columns outside, rows inside: the masks of a column's vectors hold for all rows.
+// The upper half of a vector in its lower half.
+template <class T, class V>
+TS_INLINE V upper_half(V v) {
+#if defined(__clang__)
+  V upper = v;
+  for (int i = 0; i < kLanes<T> / 2; ++i) upper[i] = v[kLanes<T> / 2 + i];
+  return upper;
+#else
+  Mask<T> index;
+  for (int i = 0; i < kLanes<T>; ++i) index[i] = (i + kLanes<T> / 2) % kLanes<T>;
+  return __builtin_shuffle(v, index);
+#endif
+}
+
+// Two rows of x from p on and the maxima of their cells, two by two: of `first` cells, and from `apart` behind p of `second`.
+template <class T>
+TS_INLINE Best<T> best_of_pairs(const T* p, int64_t pitch, int64_t apart, int first, int second) {
+  const auto row = [&](const T* at, Vec<T>& even, Vec<T>& odd) __attribute__((always_inline)) {
+    even_odd<T>(load_some<T>(at, first), second ? load_some<T>(at + apart, second) : Vec<T>{}, even, odd);
+  };
+  Vec<T> cell[4];
+  row(p, cell[0], cell[1]);
+  row(p + pitch, cell[2], cell[3]);
+  Best<T> best{cell[0], {}};
+  if (__builtin_expect(any<T>(unordered<T>(cell[0], cell[1]) | unordered<T>(cell[2], cell[3])), 0)) {
+    for (int k = 1; k < 4; ++k) best.meet(cell[k], everywhere<T>(k));
+  } else {
+    Best<T> below{cell[2], everywhere<T>(2)};
+    best.template meet<true>(cell[1], everywhere<T>(1));
+    below.template meet<true>(cell[3], everywhere<T>(3));
+    best.template meet<true>(below.value, below.at);
+  }
+  return {in_order(best.value), in_order(best.at)};
+}
+
+// Such windows. Columns outside, rows inside: the masks of a column's vectors hold for all rows. Where half a vector is left,
+// it takes two rows of y at a time.
+template <class T, class P, bool kWhole>
+TS_INLINE void pool_pairs_down(int64_t OH, int64_t OW, int n, const T* x, int64_t pitch, int64_t next, T* y, P* position) {
+  constexpr int L = kLanes<T>;
+  if (kWhole) n = L;
+  const int first = kWhole ? L : min_of(2 * n, L), second = kWhole ? L : 2 * n - first;
+  for (int64_t oh = 0; oh < OH; ++oh, x += 2 * pitch, y += OW, position += OW) {
+    if (next) prefetch_row(x + next, 2 * pitch);
+    const Best<T> best = best_of_pairs<T>(x, pitch, L, first, second);
+    store_n<T>(y, best.value, n);
+    store_position<T, P>(position, best.at, n);
+  }
+}
+template <class T, class P, bool kWhole>
+TS_INLINE void pool_pairs_two_rows(int64_t OH, int64_t OW, int n, const T* x, int64_t pitch, int64_t next, T* y, P* position) {
+  if (kWhole) n = kLanes<T> / 2;
+  for (int64_t oh = 0; oh < OH; oh += 2, x += 4 * pitch, y += 2 * OW, position += 2 * OW) {
+    if (next) prefetch_row(x + next, 4 * pitch);
+    const bool two = oh + 1 < OH;
+    const Best<T> best = best_of_pairs<T>(x, pitch, 2 * pitch, 2 * n, two ? 2 * n : 0);
+    store_n<T>(y, best.value, n);
+    store_position<T, P>(position, best.at, n);
+    if (!two) break;
+    store_n<T>(y + OW, upper_half<T>(best.value), n);
+    store_position<T, P>(position + OW, upper_half<T>(best.at), n);
+  }
+}
 template <class T, class P>
 void pool_pairs(const Geometry& d, const T* x, int64_t pitch, T* y, P* position) {
   constexpr int L = kLanes<T>;
-  for (int64_t ow = 0; ow < d.OW; ow += L) {
-    const int n = static_cast<int>(min_of<int64_t>(L, d.OW - ow)), first = min_of(2 * n, L), second = 2 * n - first;
-    const T* row = x + 2 * ow;
-    for (int64_t o = ow; o < d.OH * d.OW; o += d.OW, row += 2 * pitch) {
-      Vec<T> cell[4];
-      load_even_odd<T>(row, first, second, cell[0], cell[1]);
-      load_even_odd<T>(row + pitch, first, second, cell[2], cell[3]);
-      Best<T> best{cell[0], {}};
-#pragma GCC unroll 4
-      for (int k = 1; k < 4; ++k) best.meet(cell[k], everywhere<T>(k));
-      store_n<T>(y + o, in_order(best.value), n);
-      store_position<T, P>(position + o, in_order(best.at), n);
-    }
+  const int64_t OH = d.OH, OW = d.OW;
+  int64_t next = d.H * pitch;  // the next plane is asked for once
+  for (int64_t ow = 0; ow < OW; ow += L, next = 0) {
+    const int n = static_cast<int>(min_of<int64_t>(L, OW - ow));
+    if (n == L) pool_pairs_down<T, P, true>(OH, OW, n, x + 2 * ow, pitch, next, y + ow, position + ow);
+    else if (n > L / 2) pool_pairs_down<T, P, false>(OH, OW, n, x + 2 * ow, pitch, next, y + ow, position + ow);
+    else if (n == L / 2) pool_pairs_two_rows<T, P, true>(OH, OW, n, x + 2 * ow, pitch, next, y + ow, position + ow);
+    else pool_pairs_two_rows<T, P, false>(OH, OW, n, x + 2 * ow, pitch, next, y + ow, position + ow);
   }
 }
 
@@ -313,8 +436,8 @@ void pool_plane(const Geometry& d, const T* x, int64_t pitch, T* y, P* position)
   const bool inside = d.PH == 0 && d.PW == 0 && rows.end == d.OH && columns.end == d.OW;
   if (inside && d.SH > (d.KH - 1) * d.DH) return pool_apart<T, P>(d, x, pitch, y, position);
   const RowMaxima<T> maxima(d);
-  if (d.KW == 3 && d.SW == 1) maxima.template plane<P, 3, 1>(x, pitch, y, position);
-  else if (d.KW == 3 && d.SW == 2) maxima.template plane<P, 3, 2>(x, pitch, y, position);
+  if (d.KW == 3 && d.DW == 1 && d.SW == 1) maxima.template plane<P, 3, 1>(x, pitch, y, position);
+  else if (d.KW == 3 && d.DW == 1 && d.SW == 2) maxima.template plane<P, 3, 2>(x, pitch, y, position);
   else maxima.template plane<P, 0, 0>(x, pitch, y, position);
 }
 

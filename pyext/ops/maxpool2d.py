@@ -268,6 +268,7 @@ def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
         ("3 stride 1 pad 1", (2, 3, 7, 37), (3, 1, 1)),
         ("(2, 3)", (2, 3, 8, 11), ((2, 3), (1, 2), (1, 0))),
         ("dilation", (2, 3, 13, 12), (3, (2, 1), 1, (2, 3))),
+        ("dilation, stride 2", (1, 2, 11, 13), (3, 2, 1, 2)),
         ("one cell", (2, 3, 5, 5), (1,)),
         ("whole plane", (2, 3, 5, 6), ((5, 6),)),
         ("stride past window", (2, 3, 11, 11), (2, 4)),
@@ -297,6 +298,10 @@ def _samples(dtype: torch.dtype, device: torch.device) -> Iterator[Sample]:
     )
     yield Sample("nan and inf", (special, 2), differentiable=False)
     yield Sample("nan and inf, padded", (special, 3, 2, 1), differentiable=False)
+    anywhere = make(1, 36, 6, 6)  # one in each plane, at every place in turn
+    anywhere.view(36, 36).fill_diagonal_(float("nan"))
+    yield Sample("nan anywhere", (anywhere, 2), differentiable=False)
+    yield Sample("nan anywhere, padded", (anywhere, 3, 2, 1), differentiable=False)
     last = special.contiguous(memory_format=torch.channels_last)
     yield Sample("nan and inf, channels_last", (last, 3, 2, 1), differentiable=False)
     zeros = torch.zeros(2, 5, 6, 7, dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
