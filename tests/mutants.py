@@ -56,12 +56,19 @@ BUGS = (
         "shift(kw * e.DH - e.left)",
         VALUES + "conv2d",
     ),
-    Bug("lost NaN", "csrc/cpu/pool.h", "(v > value) | (v != v);", "(v > value);", VALUES + "max_pool2d"),
+    Bug("lost NaN", "csrc/cpu/pool_lanes.h", "(v > value) | (v != v);", "(v > value);", VALUES + "max_pool2d"),
     Bug(
         "a NaN in the lower row of 2x2 windows",
-        "csrc/cpu/pool.h",
+        "csrc/cpu/pool_pairs.h",
         " | unordered<T>(cell[2], cell[3])",
         "",
+        VALUES + "max_pool2d",
+    ),
+    Bug(
+        "a window cell's place is one column off",
+        "csrc/cpu/pool.h",
+        "k / d.KW * d.W + k % d.KW;",
+        "k / d.KW * d.W + k % d.KW + (k == 1);",
         VALUES + "max_pool2d",
     ),
     Bug(
@@ -73,14 +80,14 @@ BUGS = (
     ),
     Bug(
         "the second of two rows gets the first one's",
-        "csrc/cpu/pool.h",
+        "csrc/cpu/pool_pairs.h",
         "store_n<T>(y + OW, upper_half<T>(best.value), n);",
         "store_n<T>(y + OW, best.value, n);",
         VALUES + "max_pool2d",
     ),
     Bug(
         "the last of two equal cells wins",
-        "csrc/cpu/pool.h",
+        "csrc/cpu/pool_lanes.h",
         "(v > value) | (v != v);",
         "(v >= value) | (v != v);",
         VALUES + "max_pool2d",
@@ -136,7 +143,7 @@ BUGS = (
     ),
     Bug(
         "last of equal cells wins in 2x2 windows",
-        "csrc/cpu/pool.h",
+        "csrc/cpu/pool_lanes.h",
         "kNumbers ? v > value : (v > value) | (v != v);",
         "kNumbers ? v >= value : (v >= value) | (v != v);",
         VALUES + "pool",
@@ -332,7 +339,7 @@ BUGS = (
     ),
     Bug(
         "the last position of an odd row lost",
-        "csrc/cpu/pool.h",
+        "csrc/cpu/pool_lanes.h",
         "if (n & 1) std::memcpy(p, &bytes, 1);",
         "",
         VECTORS + "max_pool2d",

@@ -224,10 +224,29 @@ void scatter_last(const Geometry& d, int64_t N, int64_t C, const T* g, const P* 
   });
 }
 
+// The same for 2x2 windows that cover the image: each output cell has four cells of its own.
+template <class T, class P>
+void unpool_last_pairs(const Geometry& d, int64_t N, int64_t C, const T* g, const P* position, T* dx) {
+  parallel(N * d.OH, ceil_div(kParallelWork, 4 * d.OW * C), [&](int64_t begin, int64_t end) {
+    const int64_t OW = d.OW, W = d.W;
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t ow = 0; ow < OW; ++ow) {
+        const int64_t o = (row * OW + ow) * C;
+        T* const to = dx + (2 * row * W + 2 * ow) * C;
+        for_channels<T>(C, kLanes<T>, [&](int64_t c, int lanes) TS_LAMBDA {
+          const Vec<T> v = load_some<T>(g + o + c, lanes), zero{};
+          const Mask<T> at = load_position<T, P>(position + o + c, lanes);
+          for (int k = 0; k < 4; ++k) store_some<T>(to + (k / 2 * W + k % 2) * C + c, at == k ? v : zero, lanes);
+        });
+      }
+  });
+}
+
 // Four instructions for each window cell of a vector against about 16 for the divisions of an element.
 template <class T, class P>
 void unpool_last(const Geometry& d, int64_t N, int64_t C, const T* g, const P* position, T* dx) {
-  if (d.KH * d.KW <= 4 * kLanes<T>) gather_last<T, P>(d, N, C, g, position, dx);
+  if (covered_by_pairs(d)) unpool_last_pairs<T, P>(d, N, C, g, position, dx);
+  else if (d.KH * d.KW <= 4 * kLanes<T>) gather_last<T, P>(d, N, C, g, position, dx);
   else scatter_last<T, P>(d, N, C, g, position, dx);
 }
 
