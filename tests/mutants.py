@@ -56,6 +56,13 @@ BUGS = (
         "shift(kw * e.DH - e.left)",
         VALUES + "conv2d",
     ),
+    Bug(
+        "even and odd columns exchanged",
+        "csrc/cpu/conv_depthwise.h",
+        "phase[0].first == 0 ? 1 : 0;",
+        "phase[0].first == 0 ? 0 : 1;",
+        VALUES + "conv2d",
+    ),
     Bug("lost NaN", "csrc/cpu/pool_lanes.h", "(v > value) | (v != v);", "(v > value);", VALUES + "max_pool2d"),
     Bug(
         "a NaN in the lower row of 2x2 windows",

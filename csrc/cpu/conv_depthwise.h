@@ -25,17 +25,46 @@ template <class T>
 void clear_padded(T* to, int64_t count) {
   std::memset(to, 0, sizeof(T) * count);
 }
+// One column phase of a copy: so many cells, source columns `first`, first + S, …, from index `begin` on.
+struct CopiedPhase {
+  int64_t begin, first, count;
+  CopiedPhase(const Padded& e, int64_t b) {
+    begin = e.left > b ? ceil_div(e.left - b, e.S) : 0;
+    first = begin * e.S + b - e.left;
+    count = max_of<int64_t>(0, min_of(e.columns, ceil_div(max_of<int64_t>(0, e.W + e.left - b), e.S)) - begin);
+  }
+};
+// Both phases of S = 2 at once: what the source gives is read once.
 template <class T>
-void fill_padded(T* to, const T* plane, const Padded& e) {
+void fill_even_odd(T* to, const T* plane, const Padded& e, int64_t rows) {
+  constexpr int L = kLanes<T>;
+  const CopiedPhase phase[2] = {{e, 0}, {e, 1}};
+  const int odd = phase[0].first == 0 ? 1 : 0;  // the phase of the odd columns
+  const CopiedPhase &evens = phase[1 - odd], &odds = phase[odd];
+  const int64_t W = e.W, pitch = e.pitch();
+  T *even = to + e.top * pitch + (1 - odd) * e.columns + evens.begin, *uneven = to + e.top * pitch + odd * e.columns + odds.begin;
+  const auto part = [](int64_t cells) { return static_cast<int>(max_of<int64_t>(0, min_of<int64_t>(L, cells))); };
+  for (int64_t r = 0; r < rows; ++r, plane += W, even += pitch, uneven += pitch)
+    for (int64_t i = 0; i < evens.count; i += L) {  // never less than the odd ones
+      Vec<T> a, b;
+      even_odd<T>(load_some<T>(plane + 2 * i, part(W - 2 * i)), load_some<T>(plane + 2 * i + L, part(W - 2 * i - L)), a, b);
+      store_some<T>(even + i, in_order(a), part(evens.count - i));
+      store_some<T>(uneven + i, in_order(b), part(odds.count - i));
+    }
+}
+// `next` elements behind it lies the plane that comes next; 0: none.
+template <class T>
+void fill_padded(T* to, const T* plane, const Padded& e, int64_t next = 0) {
   const int64_t last = min_of(e.H, e.rows - e.top);
+  if (next)
+    for (int64_t r = 0; r < last; ++r) prefetch_row(plane + next + r * e.W, e.W);
+  if (e.S == 2) return fill_even_odd<T>(to, plane, e, last);
   for (int64_t b = 0; b < e.S; ++b) {
-    const int64_t begin = e.left > b ? ceil_div(e.left - b, e.S) : 0;
-    const int64_t count = min_of(e.columns, ceil_div(max_of<int64_t>(0, e.W + e.left - b), e.S)) - begin;
-    const int64_t first = begin * e.S + b - e.left;
+    const CopiedPhase phase(e, b);
     for (int64_t r = 0; r < last; ++r) {
-      T* row = to + (r + e.top) * e.pitch() + b * e.columns + begin;
-      const T* from = plane + r * e.W + first;
-      for_vectors<T>(max_of<int64_t>(0, count), [&](int64_t i, int n) { store_some<T>(row + i, load_strided<T>(from + i * e.S, e.S, n), n); });
+      T* row = to + (r + e.top) * e.pitch() + b * e.columns + phase.begin;
+      const T* from = plane + r * e.W + phase.first;
+      for_vectors<T>(phase.count, [&](int64_t i, int n) { store_some<T>(row + i, load_strided<T>(from + i * e.S, e.S, n), n); });
     }
   }
 }
@@ -139,7 +168,7 @@ void depthwise_forward(const conv2d::Forward<T>& p) {
     T* x = scratch<T>(Slot::image, e.size());
     clear_padded<T>(x, e.size());
     for (int64_t plane = begin; plane < end; ++plane) {
-      fill_padded<T>(x, p.x + plane * d.H * d.W, e);
+      fill_padded<T>(x, p.x + plane * d.H * d.W, e, d.H * d.W);
       for (int64_t m = 0; m < multiple; ++m) {
         const int64_t k = plane % d.C * multiple + m;
         Correlation<T>{x, d.SH * e.pitch(), offset, p.w + k * taps, taps, d.OH, d.OW, p.bias ? p.bias[k] : T(0), d.relu}
@@ -281,7 +310,7 @@ void depthwise_channel(const conv2d::Backward<T>& p, const DepthwiseData<T>& dat
   for (int64_t i = 0; i < multiple * taps && dw; ++i) dw[i] = T(0);
   for (int64_t i = 0; i < multiple && db; ++i) db[i] = T(0);
   for (int64_t n = 0; n < d.N; ++n) {
-    if (dw) fill_padded<T>(x, p.x + (n * d.C + c) * d.H * d.W, e);
+    if (dw) fill_padded<T>(x, p.x + (n * d.C + c) * d.H * d.W, e, d.C * d.H * d.W);
     for (int64_t m = 0; m < multiple; ++m) {
       const T* plane = depthwise_gradient<T>(p, (n * d.C + c) * multiple + m);
       for (int64_t t = 0; t < taps && dw; t += chunk)

@@ -49,6 +49,7 @@ void pool_apart(const Geometry& d, const T* x, int64_t pitch, T* y, P* position)
 // output row that meets them. The first of equal cells along a row, then the first of equal rows, is the first of the
 // window, and the same holds for the last NaN. Rows are copied between cells of -inf, which never win: `at` starts at the
 // first cell inside. From the first NaN of a plane on, comparisons look for more.
+constexpr int64_t kRowsAhead = 4096;  // bytes from a row to the one that is asked for meanwhile
 template <class T>
 struct RowMaxima {
   const Geometry& d;

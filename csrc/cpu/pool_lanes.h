@@ -165,14 +165,6 @@ TS_INLINE Mask<T> everywhere(int64_t position) {
 template <class T>
 constexpr T kLowest = -__builtin_inf();
 
-// Rows are read in parts and again, which the processor's own prefetching does not see through: asked for beforehand, planes
-// that are not in the cache are pooled in a third of the time.
-constexpr int64_t kRowsAhead = 4096;  // bytes
-template <class T>
-TS_INLINE void prefetch_row(const T* p, int64_t cells) {
-  for (int64_t i = 0; i < cells; i += 64 / sizeof(T)) __builtin_prefetch(p + i);
-}
-
 // The even and the odd lanes of two vectors, in the order that in_order() undoes: AVX2 shuffles in halves of a vector in one
 // instruction, across them in three.
 template <class T>

@@ -12,7 +12,7 @@ from ..dispatch import automatic
 __all__ = ["MANY_CHANNELS", "copied_layout", "rule"]
 
 #: What :func:`rule` goes by: products of channels that are many, with windows of more than 9 cells too; output cells that are
-#: few, and many for a strided depthwise convolution.
+#: few, and many for a depthwise convolution with a large stride.
 MANY_CHANNELS, MANY_FOR_LARGE_WINDOWS = 128 * 128, 64 * 64
 FEW_CELLS, MANY_CELLS = 16, 128
 
@@ -21,7 +21,7 @@ def rule(input, weight, stride, groups) -> str:
     """Why a convolution without a pool is native's where nothing was measured: native/ours was below 1 in such calls.
 
     On AVX2 (1.0-1.5 with many channels else): 0.85-0.95 of windows of 25 and 49 cells, 0.6-0.98 of few cells in several
-    images (1.4-3 in one), 0.7-1 of strided depthwise ones. With AVX-512 many channels lost when last measured, strided
+    images (1.4-3 in one), 0.8 of depthwise ones with a stride above 2. With AVX-512 many channels lost when last measured, strided
     depthwise ones win 1.4-1.9.
     """
     if input.dim() != 4 or weight.dim() != 4 or not input.is_cpu:
@@ -42,8 +42,8 @@ def rule(input, weight, stride, groups) -> str:
     elif inputs == 1:
         if avx512 and cells <= FEW_CELLS:
             return "few cells a plane: native's depthwise convolution, with channels in the lanes, is ahead"
-        if not avx512 and max(steps) > 1 and cells > MANY_CELLS:
-            return "strided depthwise: splitting columns without AVX-512 takes longer than native's convolution"
+        if not avx512 and max(steps) > 2 and cells > MANY_CELLS:
+            return "depthwise, stride above 2: splitting columns without AVX-512 takes longer than native's convolution"
     return ""
 
 
