@@ -7,6 +7,7 @@
 
 #include "conv_phases.h"
 #include "conv_weights.h"
+#include "lanes.h"
 
 namespace ts::TS_ISA {
 
