@@ -1,0 +1,36 @@
+"""The bugs that ``make mutants`` plants, a file for each kind of source; each is a replacement in one source file."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+
+__all__ = ["Bug", "PAIRS", "VALUES", "VECTORS", "all_bugs"]
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: str  # pytest -k expression; of a Triton kernel the row
+
+    @property
+    def cuda(self) -> bool:
+        return self.file.startswith("csrc/cuda")
+
+    @property
+    def triton(self) -> bool:
+        return self.file.startswith("kernels")
+
+
+VALUES = "test_values_and_gradients and float32 and base and "
+VECTORS = "test_values_and_gradients and float32 and avx2 and "
+PAIRS = "test_values_and_gradients and bfloat16 and avx512_bf16 and "
+
+
+def all_bugs() -> tuple[Bug, ...]:
+    modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
+    return tuple(bug for module in modules for bug in module.BUGS)

@@ -1,0 +1,42 @@
+"""In cells and sequences."""
+
+from . import VALUES, Bug
+
+BUGS = (
+    Bug("sign of a gradient", "csrc/cpu/gru.cpp", "dn = g * (W(1) - z)", "dn = -g * (W(1) - z)", VALUES + "gru"),
+    Bug(
+        "only the first row of a batch",
+        "csrc/cpu/sequence.h",
+        "const int64_t rows = min_of(end, d.sizes[t]) - begin, row = d.offsets[t] + begin;\n      if (rows <= 0) continue;\n      gemm_packed",
+        "const int64_t rows = min_of(begin + 1, d.sizes[t]) - begin, row = d.offsets[t] + begin;\n      if (rows <= 0) continue;\n      gemm_packed",
+        VALUES + "rnn",
+    ),
+    Bug(
+        "gates r and z swapped",
+        "csrc/cpu/gru.cpp",
+        "r = sigmoid_vector(load_wide(x + i, n) + load_wide(q + i, n))",
+        "r = sigmoid_vector(load_wide(x + H + i, n) + load_wide(q + H + i, n))",
+        VALUES + "gru",
+    ),
+    Bug(
+        "reverse direction runs forward",
+        "csrc/cpu/sequence.h",
+        "reverse ? d.T - 1 - step : step",
+        "step",
+        VALUES + "gru",
+    ),
+    Bug(
+        "ended sequences not restarted from hx",
+        "csrc/cpu/sequence.h",
+        "if (b < known)",
+        "if (b < d.sizes[t] && before >= 0 && before < d.T)",
+        VALUES + "gru",
+    ),
+    Bug(
+        "a gradient copied to where the first direction writes",
+        "csrc/cpu/sequence_glue.h",
+        "const Maybe gy = d.L > 1 || d.D == 1 ?",
+        "const Maybe gy = true ?",
+        "L1-D2",
+    ),
+)

@@ -1,0 +1,44 @@
+"""In the Triton kernels, which the interpreter runs: the tests are the row of that name."""
+
+from . import Bug
+
+BUGS = (
+    Bug(
+        "Triton: NaN stopped by ReLU",
+        "kernels/_gemm.py",
+        "tl.where(y <= 0, 0.0, a)",
+        "tl.where(y > 0, a, 0.0)",
+        "linear",
+    ),
+    Bug("Triton: last part of a sum lost", "kernels/_gemm.py", "range(0, K, BK)", "range(0, K - BK + 1, BK)", "linear"),
+    Bug("Triton: the last of two equal cells wins", "kernels/maxpool2d.py", "(v > best)", "(v >= best)", "maxpool2d"),
+    Bug("Triton: a window off the stride", "kernels/maxpool2d.py", "(top % SH == 0) & ", "", "maxpool2d"),
+    Bug(
+        "Triton: columns of padding lost", "kernels/conv2d.py", "ow * SW - PL, there, k", "ow * SW, there, k", "conv2d"
+    ),
+    Bug(
+        "Triton: a share starts late", "kernels/conv2d.py", "number * share + k0", "number * (share + 1) + k0", "conv2d"
+    ),
+    Bug("Triton: reverse runs forward", "kernels/_steps.py", "t = T - 1 - i if REVERSE else i", "t = i", "rnn"),
+    Bug(
+        "Triton: ended sequences go on",
+        "kernels/_steps.py",
+        "tl.where(valid, new, h)",
+        "tl.where(there, new, h)",
+        "gru",
+    ),
+    Bug(
+        "Triton: reset and update gate swapped",
+        "kernels/_steps.py",
+        "r, z = tl.sigmoid(xr), tl.sigmoid(xz)",
+        "z, r = tl.sigmoid(xr), tl.sigmoid(xz)",
+        "gru",
+    ),
+    Bug(
+        "Triton: another gate's weights stay on chip",
+        "kernels/_steps.py",
+        "wz, wn = _block(w_ptr + H * wj, wj, wk, H, BH)",
+        "wz, wn = _block(w_ptr, wj, wk, H, BH)",
+        "gru",
+    ),
+)
