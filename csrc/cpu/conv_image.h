@@ -83,8 +83,8 @@ struct WindowRows {
   // The rows that cells [first, last] meet, at least one (of zeros).
   void met(int64_t first, int64_t last, int64_t& begin, int64_t& end) const {
     const int64_t high = top - last / OW, low = top + H - 1 - first / OW;
-    begin = high <= 0 ? 0 : min_of(KH, ceil_div(high, DH));
-    end = low < 0 ? 0 : min_of(KH, low / DH + 1);
+    begin = high <= 0 ? 0 : min_of(KH, steps_of(high, DH));
+    end = low < 0 ? 0 : min_of(KH, (DH == 1 ? low : low / DH) + 1);
     if (begin >= end) begin = 0, end = 1;
   }
 };
@@ -121,19 +121,34 @@ struct ImageProduct {
     count = window.depth ? (end - begin) * window.depth : depth;
   }
 
+  // What the tiles share, worked out once: a tile of few steps takes hardly longer than the divisions.
   template <class Y>
-  void tiles(Y* y, int64_t j, int64_t i_begin, int64_t i_end) const {
+  struct Split {
+    int64_t width, rows, most, block;  // cells and channels of a tile; steps at a time, at most and where none is left out
+    ConvTile<T, Y> full;               // for a whole tile
+  };
+  static int64_t shares_of(int64_t steps, int64_t most) { return steps <= most ? steps : ceil_div(steps, ceil_div(steps, most)); }
+  template <class Y>
+  Split<Y> split() const {
     constexpr int L = kLanes<Wide<T>>;
-    const int64_t width = vectors_at_once(M) * L, rows = panel_rows(M);
-    const int columns = static_cast<int>(min_of(width, cells - j)), vectors = (columns + L - 1) / L;
+    const int vectors = vectors_at_once(M), rows = panel_rows(M);
+    const int64_t most = M > rows ? kConvSteps : kSteps;
+    return {vectors * L, rows, most, shares_of(depth, most), conv_tile_for<T, Y, true>(rows, vectors)};
+  }
+
+  template <class Y>
+  void tiles(const Split<Y>& split, Y* y, int64_t j, int64_t i_begin, int64_t i_end) const {
+    constexpr int L = kLanes<Wide<T>>;
+    const int columns = static_cast<int>(min_of(split.width, cells - j)), vectors = (columns + L - 1) / L;
     int64_t first, count;
     steps(j, j + columns, first, count);
-    const int64_t most = M > rows ? kConvSteps : kSteps, block = ceil_div(count, ceil_div(count, most));  // equal shares
+    const int64_t block = count == depth ? split.block : shares_of(count, split.most);
     Wide<T>* const kept = count > block ? scratch<Wide<T>>(Slot::sums, (i_end - i_begin) * vectors * L) : nullptr;
     for (int64_t k = 0; k < count; k += block)
-      for (int64_t i = i_begin; i < i_end; i += rows) {
-        const int r = static_cast<int>(min_of(rows, M - i));
-        (columns % L ? conv_tile_for<T, Y, false>(r, vectors) : conv_tile_for<T, Y, true>(r, vectors))(
+      for (int64_t i = i_begin; i < i_end; i += split.rows) {
+        const int r = static_cast<int>(min_of(split.rows, M - i));
+        const bool full = r == split.rows && columns == split.width;
+        (full ? split.full : columns % L ? conv_tile_for<T, Y, false>(r, vectors) : conv_tile_for<T, Y, true>(r, vectors))(
             e + j, offset + first + k, min_of(block, count - k), packed + i * depth + (first + k) * r,
             kept + (i - i_begin) * vectors * L, k == 0, k + block >= count, y + i * cells + j, cells, columns,
             bias ? bias + i : nullptr, relu);
@@ -187,18 +202,19 @@ struct ImageProduct {
         const auto in_place = [&](const auto& right) { direct ? run_copied<true>(right, y) : run_copied<false>(right, y); };
         return lined ? in_place(RightLines<T>{e, offset, offset + depth, *lined}) : in_place(RightCells<T>{e, offset});
       }
-    const int64_t width = vectors_at_once(M) * kLanes<Wide<T>>, panels = ceil_div(cells, width);
-    const int64_t rows = panel_rows(M), grain = kParallelWork / (depth * width * rows + 1) + 1;
+    const Split<Y> shared = split<Y>();
+    const int64_t width = shared.width, rows = shared.rows, panels = ceil_div(cells, width);
+    const int64_t grain = kParallelWork / (depth * width * rows + 1) + 1;
     // Weights beyond a share of the L2 cache, and larger than the image, are read once for all cells; others stay while
     // the cells pass.
     if (M * depth * static_cast<int64_t>(sizeof(Lane<T>)) > kWeightsInCache && M > cells) {
       parallel(ceil_div(M, rows), grain, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i)
-          for (int64_t j = 0; j < panels; ++j) tiles(y, j * width, i * rows, min_of(M, (i + 1) * rows));
+          for (int64_t j = 0; j < panels; ++j) tiles(shared, y, j * width, i * rows, min_of(M, (i + 1) * rows));
       });
     } else {
       parallel(panels, grain, [&](int64_t begin, int64_t end) {
-        for (int64_t j = begin; j < end; ++j) tiles(y, j * width, 0, M);
+        for (int64_t j = begin; j < end; ++j) tiles(shared, y, j * width, 0, M);
       });
     }
   }
