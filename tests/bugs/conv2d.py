@@ -123,10 +123,17 @@ BUGS = (
         VALUES + "conv2d and channels_last",
     ),
     Bug(
+        "the last channels taken for a whole panel",
+        "csrc/cpu/conv_image.h",
+        "const bool full = r == split.rows && columns",
+        "const bool full = columns",
+        VALUES + "conv2d",
+    ),
+    Bug(
         "one window row too few at the lower edge",
         "csrc/cpu/conv_image.h",
-        "min_of(KH, low / DH + 1)",
-        "min_of(KH, low / DH)",
+        "(DH == 1 ? low : low / DH) + 1)",
+        "(DH == 1 ? low : low / DH))",
         VALUES + "conv2d",
     ),
     Bug(
