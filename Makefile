@@ -2,7 +2,7 @@
 # make test     the tests
 # make bench    every op and model against native PyTorch (let nothing else run meanwhile)
 # make readme   the generated tables of README.md and docs/gru.md; `make record` measures and records anew what it quotes
-# make mutants  plants bugs in a copy, one at a time, and shows that the tests catch each (two to three hours)
+# make mutants  plants bugs in a copy, one at a time, and shows that the tests catch each (hours)
 # make compat   one wheel, checked unrebuilt under other releases of torch (downloads several GB)
 # make cuda-check  one wheel, checked under a CUDA build of torch: every op's CUDA kernel is there (no GPU; downloads several GB)
 # make gpu      on a machine with a GPU, in PYTHON itself: build, contract tests, sanitizer, benchmarks, one record

@@ -1,4 +1,4 @@
-"""Plants bugs, one at a time, and shows that the tests catch each: ``make mutants`` (two to three hours on 2 cores).
+"""Plants bugs, one at a time, and shows that the tests catch each: ``make mutants`` (hours on 2 cores).
 
 A bug is a replacement in one source file of a copy of this repository, rebuilt where it is C++, tested with the contract
 tests that a change of that kind concerns; in CUDA sources, with the tests that execute the row's kernels on the host; in Triton's,

@@ -163,10 +163,9 @@ def detached(value):
 def test_opcheck(spec):
     """Schema, fake kernels (shapes, dtypes, strides) and tracing of every native op, on the arguments the samples give it.
 
-    Ops that share their kernels take turns with the samples that they have in common. float64 is float32 here: no fake kernel
-    names a dtype, and bfloat16 shows that none is lost."""
+    Ops that share their kernels take turns with the samples that they have in common."""
     seen = set()
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
         for sample in in_turn(spec, {s.name: samples_of(s, dtype) for s in all_specs() if s.kernels == spec.kernels}):
             with Record() as record:
                 Call(sample).gradients(spec.function)

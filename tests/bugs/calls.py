@@ -1,4 +1,4 @@
-"""In the way from a public op to its kernel."""
+"""Bugs to plant in the way from a public op to its kernel."""
 
 from . import VALUES, Bug
 

@@ -1,4 +1,4 @@
-"""In convolutions."""
+"""Bugs to plant in convolutions' CPU kernels."""
 
 from . import PAIRS, VALUES, VECTORS, Bug
 

@@ -1,4 +1,4 @@
-"""In the CUDA kernels, which the host runs."""
+"""Bugs to plant in the CUDA kernels; the tests are those that execute them on the host."""
 
 from . import Bug
 

@@ -1,4 +1,4 @@
-"""In matrix products and the vectors all rows use."""
+"""Bugs to plant in matrix products and in the vectors that every CPU kernel uses."""
 
 from . import PAIRS, VALUES, Bug
 

@@ -1,4 +1,4 @@
-"""In max pools."""
+"""Bugs to plant in max pooling's CPU kernels."""
 
 from . import VALUES, VECTORS, Bug
 

@@ -1,4 +1,4 @@
-"""In cells and sequences."""
+"""Bugs to plant in recurrent cells' and sequences' CPU kernels."""
 
 from . import VALUES, Bug
 

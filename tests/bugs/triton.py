@@ -1,4 +1,4 @@
-"""In the Triton kernels, which the interpreter runs: the tests are the row of that name."""
+"""Bugs to plant in the Triton kernels; the tests are the row of that name under the interpreter."""
 
 from . import Bug
 
