@@ -42,19 +42,30 @@ def _taps(k, KH: tl.constexpr, KW: tl.constexpr):
 
 
 @triton.jit
-def _cells(i, H, W):
-    """Flat cell -> n, h, w."""
-    return i // (H * W), i // W % H, i % W
+def _cells(begin, i, H, W):
+    """The flat cells begin + i -> n, h, w. One division of 64 bits, which takes a hundred instructions, for all of them."""
+    n = begin // (H * W)
+    at = (begin - n * (H * W)).to(tl.int32) + i
+    return n + at // (H * W), at // W % H, at % W
+
+
+@triton.jit
+def _offset(n, h, w, sn, sh, sw):
+    return n * sn + h.to(tl.int64) * sh + w.to(tl.int64) * sw
 
 
 @triton.jit
 def _patch(x_ptr, xn, xc, xh, xw, n, top, left, there, k, taps, channel, H, W, DH, DW,
            KH: tl.constexpr, KW: tl.constexpr):  # fmt: skip
-    """[cells, taps] of x: what the tap k of the window at (top, left) sees, 0 outside."""
+    """[cells, taps] of x: what the tap k of the window at (top, left) sees, 0 outside.
+
+    Where a value lies is the cell's offset plus the tap's: one addition for each of cells x taps.
+    """
     c, kh, kw = _taps(k, KH, KW)
     h, w = top[:, None] + (kh * DH)[None, :], left[:, None] + (kw * DW)[None, :]
     inside = there[:, None] & (k < taps)[None, :] & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-    return tl.load(x_ptr + (n * xn)[:, None] + ((channel + c) * xc)[None, :] + h * xh + w * xw, inside, 0.0)
+    at = _offset(n, top, left, xn, xh, xw)[:, None] + _offset(channel + c, kh * DH, kw * DW, xc, xh, xw)[None, :]
+    return tl.load(x_ptr + at, inside, 0.0)
 
 
 @triton.jit
@@ -69,11 +80,12 @@ def conv_forward_kernel(
     KH: tl.constexpr, KW: tl.constexpr, POOL_H: tl.constexpr, POOL_W: tl.constexpr, POOL: tl.constexpr,
     BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    begin = tl.program_id(0).to(tl.int64) * BM
+    m = begin + tl.arange(0, BM)
     o = tl.program_id(1) * BN + tl.arange(0, BN)  # of the group's outputs
     group = tl.program_id(2).to(tl.int64)
     taps = C * KH * KW
-    n, rh, rw = _cells(m, RH, RW)
+    n, rh, rw = _cells(begin, tl.arange(0, BM), RH, RW)
     bias = tl.zeros((BN,), tl.float32)
     if BIAS:
         bias += tl.load(bias_ptr + (group * K + o) * bias_step, o < K, 0.0).to(tl.float32)
@@ -103,7 +115,7 @@ def conv_forward_kernel(
         best = tl.where(best < 0, 0.0, best)
     valid = (m < cells)[:, None] & (o < K)[None, :]
     channel = (group * K + o)[None, :]
-    tl.store(y_ptr + (n * yn + rh * yh + rw * yw)[:, None] + channel * yk, best, valid)
+    tl.store(y_ptr + _offset(n, rh, rw, yn, yh, yw)[:, None] + channel * yk, best, valid)
     if POOL:
         groups = tl.num_programs(2)
         at = ((n * groups * K)[:, None] + channel) * (RH * RW) + (rh * RW + rw)[:, None]
@@ -113,18 +125,17 @@ def conv_forward_kernel(
 @triton.jit
 def conv_input_kernel(
     g_ptr, gn, gk, gh, gw,  # [N, K, OH, OW] and its strides
-    y_ptr, yn, yk, yh, yw,  # as g: g counts where !(y <= 0)
     w_ptr, wk, wc, wh, ww,  # [K, C / G, KH, KW]
     dx_ptr, xn, xc, xh, xw,  # [N, C, H, W]
     cells, C, K, H, W, OH, OW, SH, SW, PT, PL, DH, DW,  # C, K of a group
-    KH: tl.constexpr, KW: tl.constexpr, MASK: tl.constexpr,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    begin = tl.program_id(0).to(tl.int64) * BM
+    m = begin + tl.arange(0, BM)
     c = tl.program_id(1) * BN + tl.arange(0, BN)
     group = tl.program_id(2).to(tl.int64)
     taps = K * KH * KW
-    n, h, w = _cells(m, H, W)
+    n, h, w = _cells(begin, tl.arange(0, BM), H, W)
     sum = tl.zeros((BM, BN), tl.float32)
     for k0 in range(0, taps, BK):
         k = k0 + tl.arange(0, BK)
@@ -132,29 +143,25 @@ def conv_input_kernel(
         # oh SH = h + PT - kh DH
         top, left = (h + PT)[:, None] - (kh * DH)[None, :], (w + PL)[:, None] - (kw * DW)[None, :]
         oh, ow = top // SH, left // SW
-        meets = (top >= 0) & (left >= 0) & (top % SH == 0) & (left % SW == 0) & (oh < OH) & (ow < OW)
+        meets = (top >= 0) & (left >= 0) & (oh * SH == top) & (ow * SW == left) & (oh < OH) & (ow < OW)
         meets = meets & (m < cells)[:, None] & (k < taps)[None, :]
         channel = (group * K + o)[None, :]
-        a = tl.load(g_ptr + (n * gn)[:, None] + channel * gk + oh * gh + ow * gw, meets, 0.0)
-        if MASK:
-            y = tl.load(y_ptr + (n * yn)[:, None] + channel * yk + oh * yh + ow * yw, meets, 0.0)
-            a = tl.where(y <= 0, 0.0, a).to(a.dtype)
+        a = tl.load(g_ptr + channel * gk + _offset(n[:, None], oh, ow, gn, gh, gw), meets, 0.0)
         of_tap = (group * K + o) * wk + kh * wh + kw * ww
         b = tl.load(w_ptr + of_tap[:, None] + (c * wc)[None, :], (k < taps)[:, None] & (c < C)[None, :], 0.0)
         sum = tl.dot(a, b, sum, input_precision=PRECISION)
-    at = (n * xn + h * xh + w * xw)[:, None] + ((group * C + c) * xc)[None, :]
+    at = _offset(n, h, w, xn, xh, xw)[:, None] + ((group * C + c) * xc)[None, :]
     tl.store(dx_ptr + at, sum, (m < cells)[:, None] & (c < C)[None, :])
 
 
 @triton.jit
 def conv_weight_kernel(
     g_ptr, gn, gk, gh, gw,  # [N, K, OH, OW] and its strides
-    y_ptr, yn, yk, yh, yw,  # as g: g counts where !(y <= 0)
     x_ptr, xn, xc, xh, xw,  # [N, C, H, W]
     dw_ptr,  # [shares, G * K, taps] float32
     db_ptr,  # [shares, G * K] float32
     cells, share, groups, C, K, H, W, OH, OW, SH, SW, PT, PL, DH, DW,  # C, K of a group
-    KH: tl.constexpr, KW: tl.constexpr, MASK: tl.constexpr, WEIGHT: tl.constexpr, SUMS: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, WEIGHT: tl.constexpr, SUMS: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     o = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -164,15 +171,12 @@ def conv_weight_kernel(
     product = tl.zeros((BM, BN), tl.float32)
     sums = tl.zeros((BM,), tl.float32)
     for k0 in range(0, share, BK):
-        i = number * share + k0 + tl.arange(0, BK)
-        there = (i < cells) & (k0 + tl.arange(0, BK) < share)
-        n, oh, ow = _cells(i, OH, OW)
+        i = k0 + tl.arange(0, BK)
+        there = (number * share + i < cells) & (i < share)
+        n, oh, ow = _cells(number * share, i, OH, OW)
         valid = (o < K)[:, None] & there[None, :]
         channel = (group * K + o)[:, None]
-        a = tl.load(g_ptr + channel * gk + (n * gn + oh * gh + ow * gw)[None, :], valid, 0.0)
-        if MASK:
-            y = tl.load(y_ptr + channel * yk + (n * yn + oh * yh + ow * yw)[None, :], valid, 0.0)
-            a = tl.where(y <= 0, 0.0, a).to(a.dtype)
+        a = tl.load(g_ptr + channel * gk + _offset(n, oh, ow, gn, gh, gw)[None, :], valid, 0.0)
         if WEIGHT:
             b = _patch(
                 x_ptr, xn, xc, xh, xw, n, oh * SH - PT, ow * SW - PL, there, t, taps, group * C, H, W, DH, DW, KH, KW
@@ -209,17 +213,16 @@ def backward(outputs, grad, input, weight, output, position, stride, padding, di
     dx, dw, db = outputs
     C, K, (N, _, H, W) = weight.shape[1], weight.shape[0] // groups, input.shape
     OH, OW = _plane(input, weight, stride, padding, dilation)
-    g, y = grad, output if relu else None
+    # ReLU's mask once, as native does it: inside the products every value would be asked for at each tap, twice.
+    g = torch.where(output <= 0, 0.0, grad) if relu else grad
     if pool:
-        g = grad if y is None else torch.where(y <= 0, 0.0, grad)
-        g, y = unpool(g, position, (N, weight.shape[0], OH, OW), pool), None
-    masks = (g, *g.stride(), g if y is None else y, *(g if y is None else y).stride())
+        g = unpool(g, position, (N, weight.shape[0], OH, OW), pool)
     sizes = (C, K, H, W, OH, OW, *stride, *padding[:2], *dilation)
-    same = {"KH": weight.shape[2], "KW": weight.shape[3], "MASK": y is not None, "PRECISION": precision(allow_tf32)}
+    same = {"KH": weight.shape[2], "KW": weight.shape[3], "PRECISION": precision(allow_tf32)}
     if need_input:
         launch(
             conv_input_kernel, lambda c: (cdiv(N * H * W, c["BM"]), cdiv(C, c["BN"]), groups), narrowest(CELLS, "BN", C),
-            *masks, weight, *weight.stride(), dx, *dx.stride(), N * H * W, *sizes, **same,
+            g, *g.stride(), weight, *weight.stride(), dx, *dx.stride(), N * H * W, *sizes, **same,
         )  # fmt: skip
     if need_weight or need_bias:
         configs, taps, cells = narrowest(TAPS, "BM", K), C * weight.shape[2] * weight.shape[3], N * OH * OW
@@ -230,7 +233,7 @@ def backward(outputs, grad, input, weight, output, position, stride, padding, di
         launch(
             conv_weight_kernel,
             lambda c: (cdiv(K, c["BM"]), cdiv(taps, c["BN"]) if need_weight else 1, groups * shares), configs,
-            *masks, input, *input.stride(), of_weight, of_bias, cells, cdiv(cells, shares), groups, *sizes,
+            g, *g.stride(), input, *input.stride(), of_weight, of_bias, cells, cdiv(cells, shares), groups, *sizes,
             WEIGHT=need_weight, SUMS=need_bias, **same,
         )  # fmt: skip
         if need_weight:

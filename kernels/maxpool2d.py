@@ -14,17 +14,23 @@ CONFIGS = (Config(BLOCK=256, warps=4, stages=2),)
 
 
 @triton.jit
-def _split(i, C, H, W, LAST: tl.constexpr):
-    """Flat index in the order of memory -> n, c, h, w."""
-    if LAST:
-        c = i % C
-        w = i // C % W
-        h = i // C // W % H
-    else:
-        w = i % W
-        h = i // W % H
-        c = i // W // H % C
-    return i // C // W // H, c, h, w
+def _split(begin, i, C, H, W, LAST: tl.constexpr):
+    """The flat indices begin + i, in the order of memory -> n, c, h, w. A division of 64 bits takes a hundred instructions:
+    there are two, one of them for all of the indices."""
+    inner = C if LAST else H * W
+    outer = begin // inner
+    at = (begin - outer * inner).to(tl.int32) + i
+    outer += at // inner
+    at %= inner
+    n = outer // (H * W if LAST else C)
+    rest = (outer - n * (H * W if LAST else C)).to(tl.int32)
+    c, cell = (at, rest) if LAST else (rest, at)
+    return n, c, cell // W, cell % W
+
+
+@triton.jit
+def _offset(n, c, h, w, sn, sc, sh, sw):
+    return n * sn + c.to(tl.int64) * sc + h.to(tl.int64) * sh + w.to(tl.int64) * sw
 
 
 @triton.jit
@@ -35,20 +41,20 @@ def pool_forward_kernel(
     count, C, H, W, OH, OW, SH, SW, PH, PW, DH, DW,
     KH: tl.constexpr, KW: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = i < count
-    n, c, oh, ow = _split(i, C, OH, OW, LAST)
+    begin, i = tl.program_id(0).to(tl.int64) * BLOCK, tl.arange(0, BLOCK)
+    there = begin + i < count
+    n, c, oh, ow = _split(begin, i, C, OH, OW, LAST)
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
     position = tl.full((BLOCK,), -1, tl.int32)
     for k in range(KH * KW):
         h, w = oh * SH - PH + k // KW * DH, ow * SW - PW + k % KW * DW
         inside = there & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-        v = tl.load(x_ptr + n * xn + c * xc + h * xh + w * xw, inside, float("-inf")).to(tl.float32)
+        v = tl.load(x_ptr + _offset(n, c, h, w, xn, xc, xh, xw), inside, float("-inf")).to(tl.float32)
         # the first of equals; the last NaN; the first cell of a window of -inf
         wins = inside & ((v > best) | (v != v) | (position < 0))
         best = tl.where(wins, v, best)
         position = tl.where(wins, k, position)
-    at = n * yn + c * yc + oh * yh + ow * yw
+    at = _offset(n, c, oh, ow, yn, yc, yh, yw)
     tl.store(y_ptr + at, best, there)
     tl.store(position_ptr + at, tl.maximum(position, 0), there)
 
@@ -61,19 +67,19 @@ def pool_backward_kernel(
     count, C, H, W, OH, OW, SH, SW, PH, PW, DH, DW,
     KH: tl.constexpr, KW: tl.constexpr, LAST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    there = i < count
-    n, c, h, w = _split(i, C, H, W, LAST)
+    begin, i = tl.program_id(0).to(tl.int64) * BLOCK, tl.arange(0, BLOCK)
+    there = begin + i < count
+    n, c, h, w = _split(begin, i, C, H, W, LAST)
     sum = tl.zeros((BLOCK,), tl.float32)
     for k in range(KH * KW):
         # oh SH = h + PH - kh DH
         top, left = h + PH - k // KW * DH, w + PW - k % KW * DW
         oh, ow = top // SH, left // SW
-        meets = there & (top >= 0) & (left >= 0) & (top % SH == 0) & (left % SW == 0) & (oh < OH) & (ow < OW)
-        position = tl.load(position_ptr + n * pn + c * pc + oh * ph + ow * pw, meets, 0).to(tl.int32)
+        meets = there & (top >= 0) & (left >= 0) & (oh * SH == top) & (ow * SW == left) & (oh < OH) & (ow < OW)
+        position = tl.load(position_ptr + _offset(n, c, oh, ow, pn, pc, ph, pw), meets, 0).to(tl.int32)
         won = meets & (position == k)
-        sum += tl.load(g_ptr + n * gn + c * gc + oh * gh + ow * gw, won, 0.0).to(tl.float32)
-    tl.store(dx_ptr + n * xn + c * xc + h * xh + w * xw, sum, there)
+        sum += tl.load(g_ptr + _offset(n, c, oh, ow, gn, gc, gh, gw), won, 0.0).to(tl.float32)
+    tl.store(dx_ptr + _offset(n, c, h, w, xn, xc, xh, xw), sum, there)
 
 
 def _pool(kernel, tensors, cells, H, W, OH, OW, kernel_size, stride, padding, dilation):

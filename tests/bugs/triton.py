@@ -12,12 +12,30 @@ BUGS = (
     ),
     Bug("Triton: last part of a sum lost", "kernels/_gemm.py", "range(0, K, BK)", "range(0, K - BK + 1, BK)", "linear"),
     Bug("Triton: the last of two equal cells wins", "kernels/maxpool2d.py", "(v > best)", "(v >= best)", "maxpool2d"),
-    Bug("Triton: a window off the stride", "kernels/maxpool2d.py", "(top % SH == 0) & ", "", "maxpool2d"),
+    Bug("Triton: a window off the stride", "kernels/maxpool2d.py", "(oh * SH == top) & ", "", "maxpool2d"),
     Bug(
         "Triton: columns of padding lost", "kernels/conv2d.py", "ow * SW - PL, there, k", "ow * SW, there, k", "conv2d"
     ),
     Bug(
-        "Triton: a share starts late", "kernels/conv2d.py", "number * share + k0", "number * (share + 1) + k0", "conv2d"
+        "Triton: a share starts late",
+        "kernels/conv2d.py",
+        "_cells(number * share, i",
+        "_cells(number * share + 1, i",
+        "conv2d",
+    ),
+    Bug(
+        "Triton: ReLU passes every gradient",
+        "kernels/conv2d.py",
+        "0.0, grad) if relu else grad",
+        "grad, grad) if relu else grad",
+        "conv2d",
+    ),
+    Bug(
+        "Triton: cells of the first image alone",
+        "kernels/conv2d.py",
+        "return n + at // (H * W)",
+        "return n + 0 * at",
+        "conv2d",
     ),
     Bug("Triton: reverse runs forward", "kernels/_steps.py", "t = T - 1 - i if REVERSE else i", "t = i", "rnn"),
     Bug(
