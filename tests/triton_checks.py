@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton_fast
 from compare import compare
 from contract import SEED, Call, in_turn, samples_of, seed
 from triton.runtime import interpreter
@@ -20,6 +21,8 @@ from torchsmith import triton_backend
 from torchsmith.dispatch import backend, explain
 from torchsmith.kernels import _gemm
 from torchsmith.spec import all_specs
+
+triton_fast.install()
 
 ROW = os.environ["TORCHSMITH_TEST_ROW"]
 SPECS = [spec for spec in all_specs() if spec.row == ROW and all(map(triton_backend.has, spec.kernels))]
