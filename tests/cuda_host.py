@@ -131,6 +131,11 @@ class HostCuda(TorchDispatchMode):
         self.library.ts_shim_set(ORDERS[self.order], *DEVICES[self.device])
         return super().__enter__()
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        """Nothing is compiled here; torch would import its compiler to say so, 3 s a process."""
+        return False
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "torchsmith":
             name = func.name().split("::")[1]
