@@ -25,17 +25,18 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _as_every_test_finds_it():
+    """One fixture, for its cost: thousands of tests take a few milliseconds.
+
+    What auto leaves to native unmeasured, such as small pools, would be compared with itself: no rules.
+    """
+    from torchsmith import dispatch
     from torchsmith.contract import seed
 
     seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _backend_is_left_as_it_was():
-    from torchsmith import dispatch
-
+    dispatch.RULES = False
     yield
+    dispatch.RULES = True
     assert dispatch._active == "auto", "a test left another backend set"
     assert not dispatch.KNOWN, "a test left a table of measurements in use"
 
@@ -81,14 +82,6 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=f"{spec.name} has no kernel for {DEVICE.type}"))
         elif "threads" in item.name or given.get("isa", _native.isa_active()) != _native.isa_active():
             item.add_marker(pytest.mark.skip(reason="about the CPU"))
-
-
-@pytest.fixture(autouse=True)
-def _no_rules(monkeypatch):
-    """What auto leaves to native unmeasured, such as small pools, would be compared with itself."""
-    from torchsmith import dispatch
-
-    monkeypatch.setattr(dispatch, "RULES", False)
 
 
 def pytest_terminal_summary(terminalreporter):

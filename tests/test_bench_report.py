@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from click.testing import CliRunner
@@ -327,9 +326,9 @@ def test_pytest_writes_the_report_too(tmp_path):
     for name in ("pytest_benchmark", "matplotlib"):
         pytest.importorskip(name, reason=f"{name} is not installed")
     folder = Path(report.__file__).parent
-    line = [sys.executable, "-m", "pytest", str(folder), "-c", os.devnull, "--rootdir", str(folder), "--quick"]
+    line = ["-m", "pytest", str(folder), "-c", os.devnull, "--rootdir", str(folder), "--quick"]
     line += ["--op=max_pool2d", "--mode=forward", f"--report={tmp_path / 'r'}", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = processes.run(*line, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     made = report.load(tmp_path / "r" / "bench.json")
     assert len(made["rows"]) == sum(len(s.bench) for s in all_specs() if s.name == "max_pool2d")

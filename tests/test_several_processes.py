@@ -92,7 +92,7 @@ def test_two_processes_are_one_with_a_double_batch(name, given, launch, tmp_path
 
 
 def test_processes_refuse_together():
-    result = torchrun(2, "train", "linear", "--optimizer", "LBFGS", "--epochs", "1", "--out", "nowhere")
+    result = started_by_hand(2, "train", "linear", "--optimizer", "LBFGS", "--epochs", "1", "--out", "nowhere")
     assert result.returncode != 0
     assert "expected one that asks for the gradient once a step for 2 processes, got LBFGS" in result.stderr
     assert not os.path.exists("nowhere")
