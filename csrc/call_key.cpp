@@ -1,6 +1,8 @@
 // torchsmith._native.call_key: a number that is the same for calls that the table of measurements (tuned.py) describes alike,
-// found in a microsecond. A description takes ten, and the same key in Python three: a small kernel is done by then, and its
-// dozens of objects are out of the cache after a large one. As in short_call.cpp, only torch's Python attributes are read.
+// found in half a microsecond. A description takes ten, and the same key in Python three: a small kernel is done by then, and
+// its dozens of objects are out of the cache after a large one. _native.remembered answers a call that was asked before by it.
+// A tensor's sizes come from DLPack's exchange API where torch has it, which makes no Python object of them; else, and for
+// what that refuses, from the tensor's Python attributes. No torch header, no ABI of torch.
 #include <pybind11/pybind11.h>
 
 #include "cpu/isa.h"
@@ -39,16 +41,45 @@ bool truth(PyObject* value) {
   return is;
 }
 
+// Of DLPack 1.x (dmlc.github.io/dlpack), as far as it is read here.
+struct DLTensor {
+  void* data;
+  int32_t device_type, device_id, ndim;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+};
+struct DLPackExchangeAPI {
+  uint32_t major, minor;
+  DLPackExchangeAPI* prev_api;
+  void *allocator, *from_py_object, *to_py_object;
+  int (*dltensor_from_py_object_no_sync)(void* object, DLTensor* out);
+  void* current_work_stream;
+};
+constexpr int32_t kDLCPU = 1;
+
+// What does not change from call to call: borrowed from the tuple `self` of a function made below, which keeps them.
+struct Torch {
+  PyObject *packed, *tensor, *parameter, *grad_enabled;
+  int (*look)(void* object, DLTensor* out);  // null where torch has no exchange API
+};
+enum Given { kTorch, kPacked, kTensor, kParameter, kGradEnabled, kAnswers, kSlow, kWithoutGrad };
+
+const Torch& torch_of(PyObject* self) {
+  return *static_cast<const Torch*>(PyCapsule_GetPointer(PyTuple_GET_ITEM(self, kTorch), nullptr));
+}
+
 class Key {
  public:
-  Key(bool grad, PyObject* packed) : grad_(grad), packed_(packed) { mix(grad); }
+  Key(bool grad, const Torch& torch) : grad_(grad), torch_(torch) { mix(grad); }
 
   void add(PyObject* value) {
     if (value == Py_None) return mix(1);
     if (PyTuple_CheckExact(value) || PyList_CheckExact(value)) {
       mix(2 + 4 * PySequence_Fast_GET_SIZE(value));
       for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(value); ++i) add(PySequence_Fast_GET_ITEM(value, i));
-    } else if (PyType_IsSubtype(Py_TYPE(value), reinterpret_cast<PyTypeObject*>(packed_))) {
+    } else if (PyType_IsSubtype(Py_TYPE(value), reinterpret_cast<PyTypeObject*>(torch_.packed))) {
       const py::object sizes = own(PyObject_GetAttr(value, names().batch_sizes));
       const py::object first = own(PyObject_GetItem(sizes.ptr(), names().zero));
       mix(3);
@@ -74,7 +105,38 @@ class Key {
   PyObject* number() const { return PyLong_FromSize_t(bits_); }
 
  private:
+  // Only of tensors whose type is torch's own: a subclass may be something else than the memory it lies in.
+  bool look(PyObject* t, DLTensor& found) {
+    PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(t));
+    if (!torch_.look || (type != torch_.tensor && type != torch_.parameter)) return false;
+    if (!torch_.look(t, &found)) return true;
+    PyErr_Clear();  // not on a device of DLPack's, or not strided
+    return false;
+  }
+
   void tensor(PyObject* t) {
+    DLTensor found;
+    if (!look(t, found)) return attributes(t);
+    bool contiguous = true;
+    int64_t inner = 1;
+    mix(static_cast<Py_ssize_t>(found.ndim));
+    for (int32_t d = found.ndim; d-- > 0;) {
+      mix(static_cast<Py_ssize_t>(found.shape[d]));
+      contiguous &= found.shape[d] == 1 || found.strides[d] == inner;
+      inner *= found.shape[d];
+    }
+    if (contiguous) mix(4);
+    else
+      for (int32_t d = 0; d < found.ndim; ++d) mix(static_cast<Py_ssize_t>(found.strides[d]));
+    if (grad_) mix(truth(PyObject_GetAttr(t, names().requires_grad)));
+    if (first_) {
+      first_ = false;
+      mix(found.code << 24 | found.bits << 16 | found.lanes);
+      if (found.device_type != kDLCPU) mix(static_cast<Py_ssize_t>(found.device_type) << 32 | found.device_id);
+    }
+  }
+
+  void attributes(PyObject* t) {
     mix(own(PyObject_GetAttr(t, names().shape)));
     // What lies as usual needs no strides: a tuple less to make.
     if (truth(PyObject_CallMethodNoArgs(t, names().is_contiguous))) mix(4);
@@ -89,34 +151,92 @@ class Key {
 
   size_t bits_ = 0;
   bool grad_, first_ = true;
-  PyObject* packed_;
+  const Torch& torch_;
 };
 
-// self: the type PackedSequence; args: whether autograd is on, the tensors, the other arguments.
+// The key of a call, of whether autograd is on, its tensors and its other arguments. Throws what Python raised.
+PyObject* key_of(const Torch& torch, bool grad, PyObject* tensors, PyObject* others) {
+  Key key(grad, torch);
+  key.add(tensors);
+  key.mix(others);
+  key.mix(ts_threads());
+  return key.number();
+}
+
+// args: whether autograd is on, the tensors, the other arguments.
 PyObject* call_key(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   if (count != 3) return PyErr_Format(PyExc_TypeError, "call_key: expected grad, tensors and others, got %zd arguments", count);
   try {
-    Key key(args[0] == Py_True, self);
-    key.add(args[1]);
-    key.mix(args[2]);
-    key.mix(ts_threads());
-    return key.number();
+    return key_of(torch_of(self), args[0] == Py_True, args[1], args[2]);
   } catch (py::error_already_set& error) {
     error.restore();
     return nullptr;
   }
 }
 
-PyMethodDef definition = {"call_key", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_key)), METH_FASTCALL,
-                          "The key of a call: of whether autograd is on, its tensors and its other arguments."};
+// args: the tensors, the other arguments. An answer is kept under the call's key; what has no key is asked for each time.
+PyObject* remembered(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  if (count != 2) return PyErr_Format(PyExc_TypeError, "expected tensors and others, got %zd arguments", count);
+  constexpr Py_ssize_t kMost = 10'000;  // lengths that never repeat
+  PyObject* const answers = PyTuple_GET_ITEM(self, kAnswers);
+  py::object key;
+  try {
+    const Torch& torch = torch_of(self);
+    const bool grad = truth(PyObject_CallNoArgs(torch.grad_enabled));
+    if (!grad && PyTuple_GET_ITEM(self, kWithoutGrad) == Py_False) return PyUnicode_New(0, 0);
+    key = own(key_of(torch, grad, args[0], args[1]));
+    if (PyObject* const found = PyDict_GetItemWithError(answers, key.ptr())) return Py_NewRef(found);
+  } catch (py::error_already_set&) {
+    key = {};
+  }
+  py::object answer = py::reinterpret_steal<py::object>(PyObject_Vectorcall(PyTuple_GET_ITEM(self, kSlow), args, 2, nullptr));
+  if (!answer || !key) return answer.release().ptr();
+  if (PyDict_GET_SIZE(answers) >= kMost) PyDict_Clear(answers);
+  if (PyDict_SetItem(answers, key.ptr(), answer.ptr())) return nullptr;
+  return answer.release().ptr();
+}
+
+PyMethodDef key_definition = {"call_key", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_key)), METH_FASTCALL,
+                              "The key of a call: of whether autograd is on, its tensors and its other arguments."};
+PyMethodDef remembered_definition = {"remembered", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&remembered)),
+                                     METH_FASTCALL, "What was answered for such a call, of (tensors, others)."};
+
+// torch.Tensor's exchange function, or null.
+auto exchange(const py::type& tensor) -> decltype(Torch::look) {
+  const py::object capsule = py::getattr(tensor, "__dlpack_c_exchange_api__", py::none());
+  if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
+  const auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  while (api && api->major != 1) api = api->prev_api;
+  return api ? api->dltensor_from_py_object_no_sync : nullptr;
+}
+
+py::object made(PyMethodDef& definition, const py::type& packed, const py::type& tensor, const py::type& parameter,
+                const py::object& grad_enabled, const py::object& slow, bool without_grad) {
+  auto* const torch = new Torch{packed.ptr(), tensor.ptr(), parameter.ptr(), grad_enabled.ptr(), exchange(tensor)};
+  const py::capsule owner(torch, [](void* p) { delete static_cast<Torch*>(p); });
+  const py::tuple state = py::make_tuple(owner, packed, tensor, parameter, grad_enabled, py::dict(), slow, without_grad);
+  return own(PyCFunction_New(&definition, state.ptr()));
+}
 
 }  // namespace
 
 void bind_call_key(py::module_& m) {
   m.def(
       "call_key",
-      [](const py::type& packed) { return own(PyCFunction_New(&definition, packed.ptr())); }, py::arg("packed"),
+      [](const py::type& packed, const py::type& tensor, const py::type& parameter) {
+        return made(key_definition, packed, tensor, parameter, py::none(), py::none(), true);
+      },
+      py::arg("packed"), py::arg("tensor"), py::arg("parameter"),
       "A function of (grad, tensors, others) that gives the key of a call: tensors, Nones, packed sequences (of the type\n"
       "`packed`) and lists of them, by shape, strides, need of a gradient if `grad`, the first one's dtype and device; the other\n"
-      "arguments by hash (TypeError where they have none); and the number of threads.");
+      "arguments by hash (TypeError where they have none); and the number of threads. `tensor` and `parameter` are torch's types.");
+  m.def(
+      "remembered",
+      [](const py::type& packed, const py::type& tensor, const py::type& parameter, const py::object& grad_enabled,
+         const py::object& slow, bool without_grad) {
+        return made(remembered_definition, packed, tensor, parameter, grad_enabled, slow, without_grad);
+      },
+      py::arg("packed"), py::arg("tensor"), py::arg("parameter"), py::arg("grad_enabled"), py::arg("slow"), py::arg("without_grad"),
+      "A function of (tensors, others) that gives what slow(tensors, others) gave for a call with the same key; \"\" at once for\n"
+      "calls while autograd is off, unless `without_grad`. `grad_enabled` tells of that.");
 }

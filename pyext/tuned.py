@@ -16,7 +16,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ MARGIN = 1.03
 #: Calls whose choice is remembered; beyond that (lengths that never repeat) it is forgotten and looked up again.
 REMEMBERED = 10_000
 
+_TYPES = {"packed": PackedSequence, "tensor": torch.Tensor, "parameter": torch.nn.Parameter}
 #: A number for a call's grad mode, tensors, other arguments and threads: the same only for calls described alike.
-call_key = _native.call_key(packed=PackedSequence)
+call_key = _native.call_key(**_TYPES)
 
 # ------------------------------------------------------------------------------------------------ what a call is
 
@@ -175,7 +176,7 @@ class Table:
         dispatch.MEASURED.clear()
         dispatch.MEASURED.update(public)
         # An op whose first candidate never loses needs no looking up.
-        dispatch.KNOWN.update({op: known for op, known in public.items() if known.loses_with})
+        dispatch.KNOWN.update({op: known.by_call() for op, known in public.items() if known.loses_with})
         dispatch.FASTER_IN_TRITON.update({op: k.of_kernel for op, k in native.items() if k.loses_with})
         dispatch.renew()
         triton_backend.use_configurations(configurations)
@@ -208,7 +209,6 @@ class Known:
         self.exact: dict[Any, str] = {}
         self.classes: dict[Any, dict[str, float]] = {}
         self.remembered: dict[Any, str] = {}
-        self.quick: dict[int, str] = {}  # by call_key, found in 1 us; a description takes 10
         self.loses_with: set[bool] = set()  # with or without autograd: the calls that need looking up at all
 
     def add(self, entry: Entry) -> None:
@@ -219,23 +219,16 @@ class Known:
         for name, us in entry.us.items():
             sums[name] = sums.get(name, 0.0) + us
 
-    def __call__(self, tensors: tuple[Any, ...], others: tuple[Any, ...]) -> str:
-        grad = torch.is_grad_enabled()
-        if not grad and False not in self.loses_with:
-            return ""
-        try:  # by a number: comparing keys would read dozens of objects that a large call before it put out of the cache
-            key = call_key(grad, tensors, others)
-            reason = self.quick.get(key)
-        except TypeError:  # a list among the others
-            key = reason = None
-        if reason is None:
-            grad = grad and any(t.requires_grad for t in tensors_of(tensors))
-            reason = self._look_up((describe((*tensors, *others)), torch.get_num_threads(), grad))
-            if len(self.quick) >= REMEMBERED:
-                self.quick.clear()
-            if key is not None:
-                self.quick[key] = reason
-        return reason
+    def by_call(self) -> Callable[[tuple[Any, ...], tuple[Any, ...]], str]:
+        """:meth:`of_call` that finds what it said before by the call's number: a description takes 10 us, and comparing
+        descriptions reads dozens of objects that a large call before it put out of the cache."""
+        return _native.remembered(
+            **_TYPES, grad_enabled=torch.is_grad_enabled, slow=self.of_call, without_grad=False in self.loses_with
+        )
+
+    def of_call(self, tensors: tuple[Any, ...], others: tuple[Any, ...]) -> str:
+        grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors_of(tensors))
+        return self._look_up((describe((*tensors, *others)), torch.get_num_threads(), grad))
 
     def of_kernel(self, args: tuple[Any, ...]) -> str:
         """The same for a native op, which is below autograd and runs on a device of its own."""

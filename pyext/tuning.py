@@ -134,7 +134,7 @@ def _finished(arm: Callable[[int], None]) -> Callable[[int], None]:
 
 
 @contextlib.contextmanager
-def _left_to_native(op: str, known: Known) -> Iterator[None]:
+def _left_to_native(op: str, known: Callable[..., str]) -> Iterator[None]:
     """Native as ``auto`` takes it where the table says so: the call pays for looking that up, as it will."""
     before = dispatch.KNOWN.copy()
     with dispatch.backend("auto"):
@@ -154,6 +154,7 @@ def _arm(function: Callable[..., Any], call: Call, backend: str) -> Callable[[in
 
     native = Known(others_are="native")
     native.add(Entry(*call.key, {"ours": 2 * MARGIN, "torch": 1.0}))
+    left = native.by_call()
     gradients: list[torch.Tensor] = []  # made once: as in training, they come from elsewhere
 
     def once() -> None:
@@ -163,7 +164,7 @@ def _arm(function: Callable[..., Any], call: Call, backend: str) -> Callable[[in
             torch.autograd.grad(outputs, wanted, gradients, allow_unused=True)
 
     def run(count: int, before: Callable[[], None] = lambda: None) -> None:
-        computed = _left_to_native(call.op, native) if backend == "torch" else dispatch.backend(backend)
+        computed = _left_to_native(call.op, left) if backend == "torch" else dispatch.backend(backend)
         with computed, torch.set_grad_enabled(call.grad):
             before()
             for _ in range(count):
