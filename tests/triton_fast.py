@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import triton.language as tl
+from triton.language import semantic
 from triton.runtime import interpreter
 
 core = tl.core
@@ -60,12 +61,33 @@ def _patched_for_good(patch):
     return lambda fn: SimpleNamespace(restore=lambda: None)
 
 
+def _alike_as_they_are(broadcast):
+    def broadcast_impl_value(self, lhs, rhs):
+        left, right = lhs.type, rhs.type
+        if left.is_block() and right.is_block() and left.shape.values == right.shape.values:
+            return lhs, rhs
+        return broadcast(self, lhs, rhs)
+
+    return broadcast_impl_value
+
+
+def _same_type_as_it_is(cast):
+    def quick(self, input, dst_ty, fp_downcast_rounding=None):
+        if fp_downcast_rounding is None and input.type.scalar is dst_ty.scalar:
+            return input
+        return cast(self, input, dst_ty, fp_downcast_rounding)
+
+    return quick
+
+
 def install():
     for place, name, better in (
         (interpreter, "_patch_lang", _patched_for_good),
         (interpreter, "_get_np_dtype", _remembered_dtypes),
         (core.block_type, "__init__", _remembered_blocks),
         (core.tensor, "__init__", lambda _: _tensor),
+        (semantic.TritonSemantic, "broadcast_impl_value", _alike_as_they_are),
+        (semantic.TritonSemantic, "cast", _same_type_as_it_is),
     ):
         if hasattr(place, name):
             setattr(place, name, better(getattr(place, name)))
