@@ -105,7 +105,8 @@ class Key {
   PyObject* number() const { return PyLong_FromSize_t(bits_); }
 
  private:
-  // Only of tensors whose type is torch's own: a subclass may be something else than the memory it lies in.
+  // Only of tensors whose type is torch's own: a subclass may be something else than the memory it lies in. DLPack hands out
+  // a pointer too, so that a lazy clone (torch._lazy_clone) becomes a real one here.
   bool look(PyObject* t, DLTensor& found) {
     PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(t));
     if (!torch_.look || (type != torch_.tensor && type != torch_.parameter)) return false;

@@ -51,6 +51,7 @@ def _cells(begin, i, H, W):
 
 @triton.jit
 def _offset(n, h, w, sn, sh, sw):
+    """Where [n, h, w] lies, in 64 bits: a stride may be longer than 2^31 / H."""
     return n * sn + h.to(tl.int64) * sh + w.to(tl.int64) * sw
 
 

@@ -30,6 +30,7 @@ def _split(begin, i, C, H, W, LAST: tl.constexpr):
 
 @triton.jit
 def _offset(n, c, h, w, sn, sc, sh, sw):
+    """Where [n, c, h, w] lies, in 64 bits: a stride may be longer than 2^31 / H."""
     return n * sn + c.to(tl.int64) * sc + h.to(tl.int64) * sh + w.to(tl.int64) * sw
 
 

@@ -162,7 +162,7 @@ def native_wins(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...] = ())
     ``tensors`` and ``others`` are the public function's arguments in its order. Ops ask before a :data:`short` call notes
     itself: whoever observes it still finds the decision about the one before.
     """
-    if is_compiling() or (_observed is None and (_active if not _by_op else chosen(op)) != "auto"):
+    if is_compiling() or (_observed is None and chosen(op) != "auto"):
         return ""
     try:
         return KNOWN[op](tensors, others)

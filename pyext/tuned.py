@@ -36,8 +36,6 @@ MARGIN = 1.03
 REMEMBERED = 10_000
 
 _TYPES = {"packed": PackedSequence, "tensor": torch.Tensor, "parameter": torch.nn.Parameter}
-#: A number for a call's grad mode, tensors, other arguments and threads: the same only for calls described alike.
-call_key = _native.call_key(**_TYPES)
 
 # ------------------------------------------------------------------------------------------------ what a call is
 
