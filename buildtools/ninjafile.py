@@ -150,7 +150,7 @@ def native_module(plan: Plan, cpu: Path) -> Path:
     write_if_changed(info, _build_info(plan))
     include = [f"-I{info.parent}", *_system(toolchain.pybind11_include(), sysconfig.get_path("include"))]
     flags = [*plan.flags(), *include, *_user("CXXFLAGS")]
-    sources = [plan.root / "csrc" / name for name in ("native.cpp", "short_call.cpp", "call_key.cpp")]
+    sources = [plan.root / "csrc" / name for name in ("native.cpp", "short_call.cpp", "call_key.cpp", "direct.cpp")]
     objects = [plan.edge("cxx", plan.out / f"{s.stem}.o", [s], flags) for s in sources]
     folder = plan.root / "csrc" / "plans"
     flags = [*flags, f"-I{folder}", "-O2", "-ffunction-sections", "-Wno-unknown-pragmas"]  # `#pragma unroll` is nvcc's

@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cpu/isa.h"
+#include "exchange.h"
 
 namespace py = pybind11;
 
@@ -41,28 +42,10 @@ bool truth(PyObject* value) {
   return is;
 }
 
-// Of DLPack 1.x (dmlc.github.io/dlpack), as far as it is read here.
-struct DLTensor {
-  void* data;
-  int32_t device_type, device_id, ndim;
-  uint8_t code, bits;
-  uint16_t lanes;
-  int64_t *shape, *strides;
-  uint64_t byte_offset;
-};
-struct DLPackExchangeAPI {
-  uint32_t major, minor;
-  DLPackExchangeAPI* prev_api;
-  void *allocator, *from_py_object, *to_py_object;
-  int (*dltensor_from_py_object_no_sync)(void* object, DLTensor* out);
-  void* current_work_stream;
-};
-constexpr int32_t kDLCPU = 1;
-
 // What does not change from call to call: borrowed from the tuple `self` of a function made below, which keeps them.
 struct Torch {
   PyObject *packed, *tensor, *parameter, *grad_enabled;
-  int (*look)(void* object, DLTensor* out);  // null where torch has no exchange API
+  const ts::dlpack::ExchangeAPI* api;  // null where torch has none
 };
 enum Given { kTorch, kPacked, kTensor, kParameter, kGradEnabled, kAnswers, kSlow, kWithoutGrad };
 
@@ -107,16 +90,16 @@ class Key {
  private:
   // Only of tensors whose type is torch's own: a subclass may be something else than the memory it lies in. DLPack hands out
   // a pointer too, so that a lazy clone (torch._lazy_clone) becomes a real one here.
-  bool look(PyObject* t, DLTensor& found) {
+  bool look(PyObject* t, ts::dlpack::Tensor& found) {
     PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(t));
-    if (!torch_.look || (type != torch_.tensor && type != torch_.parameter)) return false;
-    if (!torch_.look(t, &found)) return true;
+    if (!torch_.api || (type != torch_.tensor && type != torch_.parameter)) return false;
+    if (!torch_.api->look(t, &found)) return true;
     PyErr_Clear();  // not on a device of DLPack's, or not strided
     return false;
   }
 
   void tensor(PyObject* t) {
-    DLTensor found;
+    ts::dlpack::Tensor found;
     if (!look(t, found)) return attributes(t);
     bool contiguous = true;
     int64_t inner = 1;
@@ -133,7 +116,7 @@ class Key {
     if (first_) {
       first_ = false;
       mix(found.code << 24 | found.bits << 16 | found.lanes);
-      if (found.device_type != kDLCPU) mix(static_cast<Py_ssize_t>(found.device_type) << 32 | found.device_id);
+      if (found.device_type != ts::dlpack::kCPU) mix(static_cast<Py_ssize_t>(found.device_type) << 32 | found.device_id);
     }
   }
 
@@ -202,18 +185,9 @@ PyMethodDef key_definition = {"call_key", reinterpret_cast<PyCFunction>(reinterp
 PyMethodDef remembered_definition = {"remembered", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&remembered)),
                                      METH_FASTCALL, "What was answered for such a call, of (tensors, others)."};
 
-// torch.Tensor's exchange function, or null.
-auto exchange(const py::type& tensor) -> decltype(Torch::look) {
-  const py::object capsule = py::getattr(tensor, "__dlpack_c_exchange_api__", py::none());
-  if (!PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) return nullptr;
-  const auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-  while (api && api->major != 1) api = api->prev_api;
-  return api ? api->dltensor_from_py_object_no_sync : nullptr;
-}
-
 py::object made(PyMethodDef& definition, const py::type& packed, const py::type& tensor, const py::type& parameter,
                 const py::object& grad_enabled, const py::object& slow, bool without_grad) {
-  auto* const torch = new Torch{packed.ptr(), tensor.ptr(), parameter.ptr(), grad_enabled.ptr(), exchange(tensor)};
+  auto* const torch = new Torch{packed.ptr(), tensor.ptr(), parameter.ptr(), grad_enabled.ptr(), ts::exchange_api(tensor)};
   const py::capsule owner(torch, [](void* p) { delete static_cast<Torch*>(p); });
   const py::tuple state = py::make_tuple(owner, packed, tensor, parameter, grad_enabled, py::dict(), slow, without_grad);
   return own(PyCFunction_New(&definition, state.ptr()));

@@ -20,6 +20,7 @@ namespace py = pybind11;
 void bind_plans(py::module_& m);       // plans/bind.cpp
 void bind_short_call(py::module_& m);  // short_call.cpp
 void bind_call_key(py::module_& m);    // call_key.cpp
+void bind_direct(py::module_& m);      // direct.cpp
 
 namespace {
 
@@ -149,4 +150,5 @@ PYBIND11_MODULE(_native, m) {
   bind_plans(m);
   bind_short_call(m);
   bind_call_key(m);
+  bind_direct(m);
 }

@@ -6,8 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
-__all__ = ["applier", "caller", "differentiable_gradients", "forward_mode", "records", "transforms", "wants_graph"]
+from . import _native
+
+__all__ = [
+    "applier",
+    "caller",
+    "differentiable_gradients",
+    "forward_mode",
+    "inside",
+    "records",
+    "transforms",
+    "wants_graph",
+]
 
 
 def records(*tensors: torch.Tensor | None) -> bool:
@@ -24,9 +36,34 @@ def applier(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     return super(torch.autograd.Function, function).apply
 
 
+#: What stands between a call and its kernel and is asked by torch's dispatcher: modes, transforms, tracing, profiling.
+_BETWEEN = (
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+    torch._C._are_functorch_transforms_active,
+    torch._C._is_tracing,
+    torch._C._autograd._profiler_enabled,
+)
+
+
 def caller(overload: torch._ops.OpOverload) -> Callable[..., Any]:
-    """``overload(...)`` without its Python wrapper, for calls outside of tracing (0.3 us less)."""
-    return overload._op
+    """``overload`` for calls outside of dynamo that autograd does not record, arguments by position.
+
+    A small call on CPU tensors does without torch's dispatcher (2.5 us less) where nothing that it would ask is on.
+    """
+    return _native.direct(
+        name=overload._schema.name.partition("::")[2],
+        otherwise=overload._op,
+        tensor=torch.Tensor,
+        parameter=torch.nn.Parameter,
+        elsewhere=_BETWEEN,
+    )
+
+
+def inside(overload: torch._ops.OpOverload) -> Callable[..., Any]:
+    """``overload`` for an ``autograd.Function``'s forward and backward: dynamo traces it, else it is its :func:`caller`."""
+    call = caller(overload)
+    return lambda *arguments: (overload if is_dynamo_compiling() else call)(*arguments)
 
 
 def forward_mode() -> bool:

@@ -252,18 +252,19 @@ namespace ts {
 namespace {
 
 // allow_tf32 concerns CUDA alone.
-std::tuple<Tensor, Tensor> conv2d_forward(const Tensor& input, const Tensor& weight, const Maybe& bias, const Ints& stride,
-                                          const Ints& padding, const Ints& dilation, int64_t groups, bool relu,
-                                          const Ints& pool, bool /*allow_tf32*/) {
+template <class Tensor>
+std::tuple<Tensor, Tensor> conv2d_forward(const Tensor& input, const Tensor& weight, const Maybe<Tensor>& bias,
+                                          const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                                          bool relu, const Ints& pool, bool /*allow_tf32*/) {
   conv2d::Dims d = conv2d::forward_dims(input, weight, bias, stride, padding, dilation, groups, relu, pool);
   const auto type = input.scalar_type();
   d.channels_last = is_channels_last(input) && conv2d::depthwise_last(d);
   const auto c = conv2d::depthwise(d) ? compute_type(type) : kernel_type(type);
   const Tensor x = operand(input, c, d.channels_last), w = operand(weight, c);
-  const Maybe b = operand(bias, c);
+  const Maybe<Tensor> b = operand(bias, c);
   const Ints sizes = conv2d::result_size(d);
-  const Tensor y = empty(sizes, c, d.channels_last);
-  const Tensor position = empty(d.pool ? sizes : Ints{0}, conv2d::position_type(d));
+  const Tensor y = empty(input, sizes, c, d.channels_last);
+  const Tensor position = empty(input, d.pool ? sizes : Ints{0}, conv2d::position_type(d));
   with_kernel_type(c, [&]<class T>(T) {
     const conv2d::Forward<T> p{d, in<T>(x), in<T>(w), in<T>(b), out<T>(y), position.mutable_data_ptr()};
     TS_CALL(conv2d_forward<T>, p);
@@ -272,22 +273,23 @@ std::tuple<Tensor, Tensor> conv2d_forward(const Tensor& input, const Tensor& wei
   return {is_channels_last(input) || is_channels_last(weight) ? to_channels_last(result) : result, position};
 }
 
+template <class Tensor>
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
-                                                   const Maybe& output, const Maybe& position, const Ints& stride,
-                                                   const Ints& padding, const Ints& dilation, int64_t groups, bool relu,
-                                                   const Ints& pool, bool need_input, bool need_weight, bool need_bias,
-                                                   bool /*allow_tf32*/) {
+                                                   const Maybe<Tensor>& output, const Maybe<Tensor>& position,
+                                                   const Ints& stride, const Ints& padding, const Ints& dilation,
+                                                   int64_t groups, bool relu, const Ints& pool, bool need_input,
+                                                   bool need_weight, bool need_bias, bool /*allow_tf32*/) {
   conv2d::Dims d = conv2d::backward_dims(grad, input, weight, output, position, stride, padding, dilation, groups, relu, pool);
   const auto type = input.scalar_type();
   d.channels_last = is_channels_last(input) && conv2d::depthwise_last(d);
   const auto c = conv2d::depthwise(d) ? compute_type(type) : kernel_type(type);
   const Tensor g = operand(grad, c, d.channels_last), x = operand(input, c, d.channels_last);
   const Tensor w = operand(weight, c);
-  const Maybe y = relu ? Maybe(operand(*output, c, d.channels_last)) : std::nullopt;
-  const Maybe at = d.pool ? Maybe(dense(*position)) : std::nullopt;
-  const Tensor dx = need_input ? empty(sizes_of(input), c, d.channels_last) : empty(Ints{0}, c);
-  const Tensor dw = empty(need_weight ? sizes_of(weight) : Ints{0}, c);
-  const Tensor db = empty(need_bias ? Ints{d.K} : Ints{0}, c);
+  const Maybe<Tensor> y = relu ? Maybe<Tensor>(operand(*output, c, d.channels_last)) : std::nullopt;
+  const Maybe<Tensor> at = d.pool ? Maybe<Tensor>(dense(*position)) : std::nullopt;
+  const Tensor dx = need_input ? empty(input, sizes_of(input), c, d.channels_last) : empty(input, Ints{0}, c);
+  const Tensor dw = empty(input, need_weight ? sizes_of(weight) : Ints{0}, c);
+  const Tensor db = empty(input, need_bias ? Ints{d.K} : Ints{0}, c);
   with_kernel_type(c, [&]<class T>(T) {
     const conv2d::Backward<T> p{d,
                                 in<T>(g),
@@ -316,9 +318,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torchsmith, m) {
         "bool need_bias, bool allow_tf32=False) -> (Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(torchsmith, CPU, m) {
-  m.impl("conv2d_forward", TORCH_BOX(&ts::conv2d_forward));
-  m.impl("conv2d_backward", TORCH_BOX(&ts::conv2d_backward));
+  m.impl("conv2d_forward", TORCH_BOX(&ts::conv2d_forward<ts::Tensor>));
+  m.impl("conv2d_backward", TORCH_BOX(&ts::conv2d_backward<ts::Tensor>));
 }
 static const ts::Registered forward{"conv2d_forward", "cpu", ts::kAllFloats};
 static const ts::Registered backward{"conv2d_backward", "cpu", ts::kAllFloats};
+static const ts::Direct<&ts::conv2d_forward<ts::View>> direct_forward{"conv2d_forward"};
+static const ts::Direct<&ts::conv2d_backward<ts::View>> direct_backward{"conv2d_backward"};
 #endif

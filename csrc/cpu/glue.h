@@ -1,18 +1,37 @@
 // What the torch side of every CPU op needs beside glue/tensors.h. Only the baseline object includes it (TS_GLUE).
 #pragma once
 
+#include "../glue/direct.h"
 #include "../glue/tensors.h"
 #include "common.h"
 
 namespace ts {
 
-inline Tensor empty_strided(const Ints& sizes, const Ints& strides, ScalarType type) {
+// What torch's operators do for a call; a direct call that would need one goes through torch (glue/view.h).
+inline Tensor new_empty(const Tensor&, const Ints& sizes, const Ints& strides, ScalarType type) {
   return empty_strided(sizes, strides, type, aoti_torch_device_type_cpu(), 0);
 }
-inline Tensor empty(const Ints& sizes, ScalarType type) { return empty_strided(sizes, contiguous_strides(sizes), type); }
+inline View new_empty(const View& like, const Ints& sizes, const Ints& strides, ScalarType type) {
+  return like.results().empty(sizes, strides, type);
+}
+inline Tensor cast(const Tensor& t, ScalarType type) {
+  return t.scalar_type() == type ? t : torch::stable::to(t, type);
+}
+inline const View& cast(const View& t, ScalarType type) { return t.scalar_type() == type ? t : throw Unfit{}; }
+inline View dense(const View& t) { return t.is_contiguous() ? t : copied(t, contiguous_strides(sizes_of(t))); }
+inline View to_channels_last(const View& t) { return copied(t, channels_last_strides(sizes_of(t))); }
+inline Tensor copied_to(Tensor to, const Tensor& from) { return torch::stable::copy_(to, from); }
+inline View copied_to(const View&, const View& from) { return dense(from); }
+
+// For the call that `like` is an argument of.
+template <class Tensor>
+Tensor empty(const Tensor& like, const Ints& sizes, ScalarType type) {
+  return new_empty(like, sizes, contiguous_strides(sizes), type);
+}
 // N, C, H, W with C innermost in memory where `last`.
-inline Tensor empty(const Ints& sizes, ScalarType type, bool last) {
-  return empty_strided(sizes, last ? channels_last_strides(sizes) : contiguous_strides(sizes), type);
+template <class Tensor>
+Tensor empty(const Tensor& like, const Ints& sizes, ScalarType type, bool last) {
+  return new_empty(like, sizes, last ? channels_last_strides(sizes) : contiguous_strides(sizes), type);
 }
 
 // Kernels compute in float32 or float64; bfloat16 and float16 come in and go out through float32.
@@ -24,19 +43,19 @@ inline ScalarType compute_type(ScalarType t) {
 inline ScalarType kernel_type(ScalarType t) {
   return t == ScalarType::BFloat16 && isa_active() == Isa::avx512_bf16 ? t : compute_type(t);
 }
-inline Tensor cast(const Tensor& t, ScalarType type) {
-  return t.scalar_type() == type ? t : torch::stable::to(t, type);
-}
 // The operand as the kernels read it: contiguous, of the type they take.
-inline Tensor operand(const Tensor& t, ScalarType type) { return dense(cast(t, type)); }
+template <class Tensor>
+Tensor operand(const Tensor& t, ScalarType type) { return dense(cast(t, type)); }
 // The same for a kernel of either layout.
-inline Tensor operand(const Tensor& t, ScalarType type, bool last) {
+template <class Tensor>
+Tensor operand(const Tensor& t, ScalarType type, bool last) {
   if (!last) return operand(t, type);
   const Tensor x = cast(t, type);
   return is_channels_last(x) ? x : to_channels_last(x);
 }
-inline Maybe operand(const Maybe& t, ScalarType type) {
-  return t.has_value() ? Maybe(operand(*t, type)) : std::nullopt;
+template <class Tensor>
+Maybe<Tensor> operand(const Maybe<Tensor>& t, ScalarType type) {
+  return t.has_value() ? Maybe<Tensor>(operand(*t, type)) : std::nullopt;
 }
 
 // Calls f(T{}) for the type that compute_type gave.

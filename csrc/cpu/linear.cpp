@@ -166,14 +166,15 @@ namespace ts {
 namespace {
 
 // allow_tf32 concerns CUDA alone.
-Tensor linear_forward(const Tensor& input, const Tensor& weight, const Maybe& bias, bool relu, bool /*allow_tf32*/) {
+template <class Tensor>
+Tensor linear_forward(const Tensor& input, const Tensor& weight, const Maybe<Tensor>& bias, bool relu, bool /*allow_tf32*/) {
   const linear::Dims d = linear::forward_dims(input, weight, bias, relu);
   const auto type = input.scalar_type(), c = kernel_type(type);
   const Tensor x = operand(input, c), w = operand(weight, c);
-  const Maybe b = operand(bias, c);
+  const Maybe<Tensor> b = operand(bias, c);
   Ints sizes = sizes_of(input);
   sizes.back() = d.N;
-  const Tensor y = empty(sizes, c);
+  const Tensor y = empty(input, sizes, c);
   with_kernel_type(c, [&]<class T>(T) {
     const linear::Forward<T> p{d, in<T>(x), in<T>(w), in<T>(b), out<T>(y)};
     TS_CALL(linear_forward<T>, p);
@@ -181,16 +182,17 @@ Tensor linear_forward(const Tensor& input, const Tensor& weight, const Maybe& bi
   return cast(y, type);
 }
 
+template <class Tensor>
 std::tuple<Tensor, Tensor, Tensor> linear_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
-                                                   const Maybe& output, bool relu, bool need_input, bool need_weight,
+                                                   const Maybe<Tensor>& output, bool relu, bool need_input, bool need_weight,
                                                    bool need_bias, bool /*allow_tf32*/) {
   const linear::Dims d = linear::backward_dims(grad, input, weight, output, relu);
   const auto type = input.scalar_type(), c = kernel_type(type);
   const Tensor g = operand(grad, c), x = operand(input, c), w = operand(weight, c);
-  const Maybe y = operand(output, c);
-  const Tensor dx = empty(need_input ? sizes_of(input) : Ints{0}, c);
-  const Tensor dw = empty(need_weight ? Ints{d.N, d.K} : Ints{0}, c);
-  const Tensor db = empty(need_bias ? Ints{d.N} : Ints{0}, c);
+  const Maybe<Tensor> y = operand(output, c);
+  const Tensor dx = empty(input, need_input ? sizes_of(input) : Ints{0}, c);
+  const Tensor dw = empty(input, need_weight ? Ints{d.N, d.K} : Ints{0}, c);
+  const Tensor db = empty(input, need_bias ? Ints{d.N} : Ints{0}, c);
   with_kernel_type(c, [&]<class T>(T) {
     const linear::Backward<T> p{d,
                                 in<T>(g),
@@ -214,9 +216,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torchsmith, m) {
         "bool need_weight, bool need_bias, bool allow_tf32=False) -> (Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(torchsmith, CPU, m) {
-  m.impl("linear_forward", TORCH_BOX(&ts::linear_forward));
-  m.impl("linear_backward", TORCH_BOX(&ts::linear_backward));
+  m.impl("linear_forward", TORCH_BOX(&ts::linear_forward<ts::Tensor>));
+  m.impl("linear_backward", TORCH_BOX(&ts::linear_backward<ts::Tensor>));
 }
 static const ts::Registered forward{"linear_forward", "cpu", ts::kAllFloats};
 static const ts::Registered backward{"linear_backward", "cpu", ts::kAllFloats};
+static const ts::Direct<&ts::linear_forward<ts::View>> direct_forward{"linear_forward"};
+static const ts::Direct<&ts::linear_backward<ts::View>> direct_backward{"linear_backward"};
 #endif

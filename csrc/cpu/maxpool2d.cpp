@@ -59,6 +59,7 @@ TS_INSTANTIATE(maxpool2d_backward, maxpool2d::Backward)
 namespace ts {
 namespace {
 
+template <class Tensor>
 std::tuple<Tensor, Tensor> maxpool2d_forward(const Tensor& input, const Ints& kernel, const Ints& stride,
                                              const Ints& padding, const Ints& dilation, bool ceil_mode) {
   const maxpool2d::Geometry d = maxpool2d::forward_geometry(input, kernel, stride, padding, dilation, ceil_mode);
@@ -66,8 +67,8 @@ std::tuple<Tensor, Tensor> maxpool2d_forward(const Tensor& input, const Ints& ke
   const bool last = is_channels_last(input);
   const Tensor x = operand(input, c, last);
   const Ints sizes{input.size(0), input.size(1), d.OH, d.OW};
-  const Tensor y = empty(sizes, c, last);
-  const Tensor position = empty(sizes, maxpool2d::position_type(d), last);
+  const Tensor y = empty(input, sizes, c, last);
+  const Tensor position = empty(input, sizes, maxpool2d::position_type(d), last);
   with_type(c, [&]<class T>(T) {
     const maxpool2d::Forward<T> p{d, sizes[0], sizes[1], last, in<T>(x), out<T>(y), position.mutable_data_ptr()};
     TS_CALL(maxpool2d_forward<T>, p);
@@ -75,6 +76,7 @@ std::tuple<Tensor, Tensor> maxpool2d_forward(const Tensor& input, const Ints& ke
   return {cast(y, type), position};
 }
 
+template <class Tensor>
 Tensor maxpool2d_backward(const Tensor& grad, const Tensor& position, const Ints& input_size, const Ints& kernel,
                           const Ints& stride, const Ints& padding, const Ints& dilation, bool ceil_mode) {
   const maxpool2d::Geometry d =
@@ -82,7 +84,7 @@ Tensor maxpool2d_backward(const Tensor& grad, const Tensor& position, const Ints
   const auto type = grad.scalar_type(), c = compute_type(type);
   const bool last = is_channels_last(position);  // the layout of the input; grad's may differ
   const Tensor g = operand(grad, c, last), at = last ? position : dense(position);
-  const Tensor dx = empty(input_size, c, last);
+  const Tensor dx = empty(grad, input_size, c, last);
   with_type(c, [&]<class T>(T) {
     const maxpool2d::Backward<T> p{d, input_size[0], input_size[1], last, in<T>(g), at.const_data_ptr(), out<T>(dx)};
     TS_CALL(maxpool2d_backward<T>, p);
@@ -100,9 +102,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torchsmith, m) {
         "int[] padding, int[] dilation, bool ceil_mode) -> Tensor");
 }
 STABLE_TORCH_LIBRARY_IMPL(torchsmith, CPU, m) {
-  m.impl("maxpool2d_forward", TORCH_BOX(&ts::maxpool2d_forward));
-  m.impl("maxpool2d_backward", TORCH_BOX(&ts::maxpool2d_backward));
+  m.impl("maxpool2d_forward", TORCH_BOX(&ts::maxpool2d_forward<ts::Tensor>));
+  m.impl("maxpool2d_backward", TORCH_BOX(&ts::maxpool2d_backward<ts::Tensor>));
 }
 static const ts::Registered forward{"maxpool2d_forward", "cpu", ts::kAllFloats};
 static const ts::Registered backward{"maxpool2d_backward", "cpu", ts::kAllFloats};
+static const ts::Direct<&ts::maxpool2d_forward<ts::View>> direct_forward{"maxpool2d_forward"};
+static const ts::Direct<&ts::maxpool2d_backward<ts::View>> direct_backward{"maxpool2d_backward"};
 #endif

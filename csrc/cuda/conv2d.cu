@@ -14,14 +14,14 @@ Tensor empty_image(const OnDevice& on, const Ints& sizes, ScalarType type, bool 
   return on.empty_strided(sizes, last ? channels_last_strides(sizes) : contiguous_strides(sizes), type);
 }
 
-std::tuple<Tensor, Tensor> conv2d_forward_cuda(const Tensor& input, const Tensor& weight, const Maybe& bias,
+std::tuple<Tensor, Tensor> conv2d_forward_cuda(const Tensor& input, const Tensor& weight, const Maybe<Tensor>& bias,
                                                const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                                                bool relu, const Ints& pool, bool allow_tf32) {
   const conv2d::Dims d = conv2d::forward_dims(input, weight, bias, stride, padding, dilation, groups, relu, pool);
   check_devices("conv2d", input, weight, bias);
   const OnDevice on(input);
   const Tensor w = ts::dense(weight);  // small beside images: a copy where it is not
-  const Maybe b = dense(bias);
+  const Maybe<Tensor> b = dense(bias);
   const Ints sizes = conv2d::result_size(d);
   const bool last = is_channels_last(input) || is_channels_last(weight);
   const Tensor y = empty_image(on, sizes, input.scalar_type(), last);
@@ -38,17 +38,17 @@ std::tuple<Tensor, Tensor> conv2d_forward_cuda(const Tensor& input, const Tensor
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward_cuda(const Tensor& grad, const Tensor& input, const Tensor& weight,
-                                                        const Maybe& output, const Maybe& position, const Ints& stride,
-                                                        const Ints& padding, const Ints& dilation, int64_t groups, bool relu,
-                                                        const Ints& pool, bool need_input, bool need_weight, bool need_bias,
-                                                        bool allow_tf32) {
+                                                        const Maybe<Tensor>& output, const Maybe<Tensor>& position,
+                                                        const Ints& stride, const Ints& padding, const Ints& dilation,
+                                                        int64_t groups, bool relu, const Ints& pool, bool need_input,
+                                                        bool need_weight, bool need_bias, bool allow_tf32) {
   const conv2d::Dims d =
       conv2d::backward_dims(grad, input, weight, output, position, stride, padding, dilation, groups, relu, pool);
   check_devices("conv2d", grad, input, weight, output, position);
   require(!relu || sizes_of(*output) == sizes_of(grad), "conv2d: relu needs the output");
   const OnDevice on(grad);
   const Tensor w = ts::dense(weight);
-  const Maybe at = d.pool ? dense(position) : std::nullopt;  // dense where it is forward's
+  const Maybe<Tensor> at = d.pool ? dense(position) : std::nullopt;  // dense where it is forward's
   const auto type = grad.scalar_type();
   const bool last = is_channels_last(input);
   const Tensor dx = empty_image(on, need_input ? sizes_of(input) : Ints{0, 0, 0, 0}, type, last);

@@ -89,7 +89,7 @@ inline Rows rows_of(const Tensor& t) {
   if (t.dim() == 2 && t.stride(1) == 1) return {t, t.stride(0)};
   return {dense(t), t.dim() == 0 ? 1 : t.size(t.dim() - 1)};
 }
-inline Maybe dense(const Maybe& t) { return t.has_value() ? Maybe(ts::dense(*t)) : std::nullopt; }
+inline Maybe<Tensor> dense(const Maybe<Tensor>& t) { return t.has_value() ? Maybe<Tensor>(ts::dense(*t)) : std::nullopt; }
 
 }  // namespace ts::cuda
 

@@ -7,12 +7,12 @@
 namespace ts::cuda {
 namespace {
 
-Tensor linear_forward_cuda(const Tensor& input, const Tensor& weight, const Maybe& bias, bool relu, bool allow_tf32) {
+Tensor linear_forward_cuda(const Tensor& input, const Tensor& weight, const Maybe<Tensor>& bias, bool relu, bool allow_tf32) {
   const linear::Dims d = linear::forward_dims(input, weight, bias, relu);
   check_devices("linear", input, weight, bias);
   const OnDevice on(input);
   const Rows x = rows_of(input), w = rows_of(weight);
-  const Maybe b = dense(bias);
+  const Maybe<Tensor> b = dense(bias);
   Ints sizes = sizes_of(input);
   sizes.back() = d.N;
   const Tensor y = on.empty(sizes, input.scalar_type());
@@ -28,13 +28,13 @@ Tensor linear_forward_cuda(const Tensor& input, const Tensor& weight, const Mayb
 }
 
 std::tuple<Tensor, Tensor, Tensor> linear_backward_cuda(const Tensor& grad, const Tensor& input, const Tensor& weight,
-                                                        const Maybe& output, bool relu, bool need_input,
+                                                        const Maybe<Tensor>& output, bool relu, bool need_input,
                                                         bool need_weight, bool need_bias, bool allow_tf32) {
   const linear::Dims d = linear::backward_dims(grad, input, weight, output, relu);
   check_devices("linear", grad, input, weight, output);
   const OnDevice on(grad);
   const Rows g = rows_of(grad), x = rows_of(input), w = rows_of(weight);
-  const Maybe y = relu ? dense(output) : std::nullopt;
+  const Maybe<Tensor> y = relu ? dense(output) : std::nullopt;
   const auto type = grad.scalar_type();
   const Tensor dx = on.empty(need_input ? sizes_of(input) : Ints{0}, type);
   const Tensor dw = on.empty(need_weight ? Ints{d.N, d.K} : Ints{0}, type);

@@ -37,8 +37,8 @@ inline std::vector<Tensor> dense_weights(const Tensor& input, const sequence::Di
 
 template <class Op>
 std::tuple<Tensor, Tensor, Tensor> sequence_forward_cuda(
-    const Tensor& input, const Tensor& hx, const std::vector<Tensor>& weights, const Maybe& dropout,
-    const Maybe& batch_sizes, bool bidirectional, bool bias, bool relu, bool save, bool allow_tf32) {
+    const Tensor& input, const Tensor& hx, const std::vector<Tensor>& weights, const Maybe<Tensor>& dropout,
+    const Maybe<Tensor>& batch_sizes, bool bidirectional, bool bias, bool relu, bool save, bool allow_tf32) {
   using Cell = typename Op::Cell;
   check_types("sequence", input, hx, dropout);
   check_devices("sequence", input, hx, dropout);
@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> sequence_forward_cuda(
   const OnDevice on(input);
   const std::vector<Tensor> w = dense_weights(input, d, weights, Cell::kGates);
   const Tensor x = ts::dense(input), h = ts::dense(hx);
-  const Maybe mask = dense(dropout);
+  const Maybe<Tensor> mask = dense(dropout);
   require(!mask.has_value() || mask->numel() == hidden_count(d), "dropout: [layers - 1, rows, directions * hidden] needed");
   Ints sizes = sizes_of(input);
   sizes.back() = d.D * d.H;
@@ -70,9 +70,9 @@ std::tuple<Tensor, Tensor, Tensor> sequence_forward_cuda(
 
 template <class Op>
 std::tuple<Tensor, Tensor, std::vector<Tensor>> sequence_backward_cuda(
-    const Maybe& grad_output, const Maybe& grad_hn, const Tensor& input, const Tensor& hx, const std::vector<Tensor>& weights,
-    const Maybe& dropout, const Maybe& batch_sizes, const Tensor& output, const Tensor& reserve, bool bidirectional,
-    bool bias, bool relu, bool need_input, bool need_weights, bool allow_tf32) {
+    const Maybe<Tensor>& grad_output, const Maybe<Tensor>& grad_hn, const Tensor& input, const Tensor& hx,
+    const std::vector<Tensor>& weights, const Maybe<Tensor>& dropout, const Maybe<Tensor>& batch_sizes, const Tensor& output,
+    const Tensor& reserve, bool bidirectional, bool bias, bool relu, bool need_input, bool need_weights, bool allow_tf32) {
   using Cell = typename Op::Cell;
   check_types("sequence", input, hx, dropout, output, grad_output, grad_hn);
   check_devices("sequence", input, hx, dropout, output, reserve, grad_output, grad_hn);
@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> sequence_backward_cuda(
   const std::vector<Tensor> w = dense_weights(input, d, weights, Cell::kGates);
   check_saved(d, hx, output, grad_output, grad_hn, reserve, wide_type(type), Cell::kSavesGates);
   const Tensor x = ts::dense(input), h = ts::dense(hx), y = ts::dense(output), saved = ts::dense(reserve);
-  const Maybe mask = dense(dropout), gy = dense(grad_output), ghn = dense(grad_hn);
+  const Maybe<Tensor> mask = dense(dropout), gy = dense(grad_output), ghn = dense(grad_hn);
   require(!mask.has_value() || mask->numel() == hidden_count(d), "dropout: [layers - 1, rows, directions * hidden] needed");
   const Tensor gx = on.empty(need_input ? sizes_of(input) : Ints{0}, type), ghx = on.empty(sizes_of(hx), type);
   std::vector<Tensor> gw;
@@ -105,7 +105,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> sequence_backward_cuda(
 
 template <class Op>
 std::tuple<Tensor, Tensor> cell_forward_cuda(const Tensor& input, const Tensor& hx, const Tensor& w_ih, const Tensor& w_hh,
-                                             const Maybe& b_ih, const Maybe& b_hh, bool relu, bool save) {
+                                             const Maybe<Tensor>& b_ih, const Maybe<Tensor>& b_hh, bool relu, bool save) {
   using Cell = typename Op::Cell;
   check_types("cell", input, hx, w_ih, w_hh, b_ih, b_hh);
   check_devices("cell", input, hx, w_ih, w_hh, b_ih, b_hh);

@@ -13,8 +13,9 @@ inline void add_pool(Dims& d, const Ints& pool) {
   d.window = maxpool2d::geometry(d.OH, d.OW, pool[0], pool[1], pool[2], pool[3], pool[4], pool[5], 1, 1, false);
 }
 
-inline Dims dims_of(const Tensor& input, const Tensor& weight, int64_t bias, const Ints& stride, const Ints& padding,
-                    const Ints& dilation, int64_t groups, bool relu, const Ints& pool) {
+template <class Tensor>
+Dims dims_of(const Tensor& input, const Tensor& weight, int64_t bias, const Ints& stride, const Ints& padding,
+             const Ints& dilation, int64_t groups, bool relu, const Ints& pool) {
   require(input.dim() == 4 && weight.dim() == 4, "conv2d: input and weight need 4 dimensions");
   require(stride.size() == 2 && padding.size() == 4 && dilation.size() == 2,
           "conv2d: stride and dilation need 2 values, padding 4 (top, left, bottom, right)");
@@ -33,15 +34,17 @@ inline ScalarType position_type(const Dims& d) {
   return !d.pool || maxpool2d::byte_position(d.window) ? ScalarType::Byte : ScalarType::Int;
 }
 
-inline Dims forward_dims(const Tensor& input, const Tensor& weight, const Maybe& bias, const Ints& stride,
-                         const Ints& padding, const Ints& dilation, int64_t groups, bool relu, const Ints& pool) {
+template <class Tensor>
+Dims forward_dims(const Tensor& input, const Tensor& weight, const Maybe<Tensor>& bias, const Ints& stride, const Ints& padding,
+                  const Ints& dilation, int64_t groups, bool relu, const Ints& pool) {
   check_types("conv2d", input, weight, bias);
   return dims_of(input, weight, size_of_bias(bias), stride, padding, dilation, groups, relu, pool);
 }
 
-inline Dims backward_dims(const Tensor& grad, const Tensor& input, const Tensor& weight, const Maybe& output,
-                          const Maybe& position, const Ints& stride, const Ints& padding, const Ints& dilation,
-                          int64_t groups, bool relu, const Ints& pool) {
+template <class Tensor>
+Dims backward_dims(const Tensor& grad, const Tensor& input, const Tensor& weight, const Maybe<Tensor>& output,
+                   const Maybe<Tensor>& position, const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                   bool relu, const Ints& pool) {
   check_types("conv2d", input, grad, weight, output);
   const Dims d = dims_of(input, weight, -1, stride, padding, dilation, groups, relu, pool);
   require(sizes_of(grad) == result_size(d), "conv2d: the gradient does not have the output's shape");

@@ -13,16 +13,18 @@ inline Geometry geometry_of(int64_t H, int64_t W, const Ints& kernel, const Ints
                   ceil_mode);
 }
 
-inline Geometry forward_geometry(const Tensor& input, const Ints& kernel, const Ints& stride, const Ints& padding,
-                                 const Ints& dilation, bool ceil_mode) {
+template <class Tensor>
+Geometry forward_geometry(const Tensor& input, const Ints& kernel, const Ints& stride, const Ints& padding,
+                          const Ints& dilation, bool ceil_mode) {
   check_types("max_pool2d", input);
   require(input.dim() == 4 && input.size(1) > 0 && input.size(2) > 0 && input.size(3) > 0,
           "max_pool2d: input needs 4 dimensions (N, C, H, W), none but N empty");
   return geometry_of(input.size(2), input.size(3), kernel, stride, padding, dilation, ceil_mode);
 }
 
-inline Geometry backward_geometry(const Tensor& grad, const Tensor& position, const Ints& input_size, const Ints& kernel,
-                                  const Ints& stride, const Ints& padding, const Ints& dilation, bool ceil_mode) {
+template <class Tensor>
+Geometry backward_geometry(const Tensor& grad, const Tensor& position, const Ints& input_size, const Ints& kernel,
+                           const Ints& stride, const Ints& padding, const Ints& dilation, bool ceil_mode) {
   check_types("max_pool2d", grad);
   require(input_size.size() == 4 && grad.dim() == 4, "max_pool2d: 4 dimensions expected");
   const Geometry d = geometry_of(input_size[2], input_size[3], kernel, stride, padding, dilation, ceil_mode);

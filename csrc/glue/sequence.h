@@ -11,7 +11,8 @@ struct Batch {  // the steps of a sequence, from batch_sizes or from a padded [T
   Ints sizes, offsets;
 };
 
-inline Batch batch_of(const Tensor& input, const Tensor& hx, const Maybe& batch_sizes, bool bidirectional, bool bias) {
+template <class Tensor>
+Batch batch_of(const Tensor& input, const Tensor& hx, const Maybe<Tensor>& batch_sizes, bool bidirectional, bool bias) {
   require(hx.dim() == 3, "hx needs 3 dimensions (layers * directions, batch, hidden)");
   require(input.dim() == (batch_sizes.has_value() ? 2 : 3), "input needs 3 dimensions, or 2 with batch_sizes");
   Batch b;
@@ -44,7 +45,8 @@ inline Batch batch_of(const Tensor& input, const Tensor& hx, const Maybe& batch_
 }
 
 // Checks shapes and dtypes of the weights: 4 (or 2 without bias) for each layer and direction.
-inline void check_weights(const sequence::Dims& d, const std::vector<Tensor>& weights, int64_t gates, ScalarType type) {
+template <class Tensor>
+void check_weights(const sequence::Dims& d, const std::vector<Tensor>& weights, int64_t gates, ScalarType type) {
   const size_t each = d.bias ? 4 : 2;
   require(weights.size() == each * d.L * d.D, "weights: " + std::to_string(each * d.L * d.D) + " tensors needed, got " +
                                                   std::to_string(weights.size()));
@@ -59,7 +61,7 @@ inline void check_weights(const sequence::Dims& d, const std::vector<Tensor>& we
   }
 }
 
-template <class T>
+template <class T, class Tensor>
 std::vector<sequence::Weights<T>> pointers(const sequence::Dims& d, const std::vector<Tensor>& w) {
   std::vector<sequence::Weights<T>> p;
   const size_t each = d.bias ? 4 : 2;
@@ -68,7 +70,7 @@ std::vector<sequence::Weights<T>> pointers(const sequence::Dims& d, const std::v
   return p;
 }
 
-template <class T>
+template <class T, class Tensor>
 std::vector<sequence::WeightGradients<T>> gradient_pointers(const sequence::Dims& d, const std::vector<Tensor>& g) {
   std::vector<sequence::WeightGradients<T>> p;
   const size_t each = d.bias ? 4 : 2;
@@ -82,7 +84,8 @@ inline int64_t hidden_count(const sequence::Dims& d) { return (d.L - 1) * d.rows
 inline int64_t gates_count(const sequence::Dims& d) { return d.L * d.D * d.rows * 4 * d.H; }
 
 // One step: input [B, I], hx [B, H].
-inline Batch one_step(const Tensor& input, const Tensor& hx, bool bias) {
+template <class Tensor>
+Batch one_step(const Tensor& input, const Tensor& hx, bool bias) {
   require(input.dim() == 2 && hx.dim() == 2 && input.size(0) == hx.size(0), "cell: input [B, I] and hx [B, H] needed");
   Batch b;
   const int64_t B = hx.size(0);
@@ -95,16 +98,18 @@ inline Batch one_step(const Tensor& input, const Tensor& hx, bool bias) {
 }
 
 // What backward is given, against the forward pass it belongs to. compute: the type of the saved values.
-inline void check_saved(const sequence::Dims& d, const Tensor& hx, const Tensor& output, const Maybe& grad_output,
-                        const Maybe& grad_hn, const Tensor& reserve, ScalarType compute, bool saves_gates) {
+template <class Tensor>
+void check_saved(const sequence::Dims& d, const Tensor& hx, const Tensor& output, const Maybe<Tensor>& grad_output,
+                 const Maybe<Tensor>& grad_hn, const Tensor& reserve, ScalarType compute, bool saves_gates) {
   const int64_t outputs = d.rows * d.D * d.H;
   require(output.numel() == outputs && (!grad_output.has_value() || grad_output->numel() == outputs) &&
               (!grad_hn.has_value() || grad_hn->numel() == hx.numel()) && reserve.scalar_type() == compute &&
               reserve.numel() == hidden_count(d) + (saves_gates ? gates_count(d) : 0),
           "sequence: gradients or saved values do not fit the forward pass");
 }
-inline void check_saved_cell(const sequence::Dims& d, const Tensor& hx, const Tensor& grad, const Tensor& output,
-                             const Tensor& reserve, ScalarType compute, bool saves_gates) {
+template <class Tensor>
+void check_saved_cell(const sequence::Dims& d, const Tensor& hx, const Tensor& grad, const Tensor& output,
+                      const Tensor& reserve, ScalarType compute, bool saves_gates) {
   require(grad.numel() == hx.numel() && output.numel() == hx.numel() && reserve.scalar_type() == compute &&
               reserve.numel() == (saves_gates ? gates_count(d) : 0),
           "cell: gradient or saved values do not fit the forward pass");

@@ -1,4 +1,5 @@
 // What the torch side of every op needs on every device: aliases, layouts, dtypes, pointers, checks. Stable ABI only.
+// Where `Tensor` is a template's parameter, it is torch's or, on the CPU, the View of a direct call (view.h).
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -15,6 +16,7 @@ namespace ts {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+template <class Tensor>
 using Maybe = std::optional<Tensor>;
 using Ints = std::vector<int64_t>;
 
@@ -41,11 +43,13 @@ inline Ints contiguous_strides(const Ints& sizes) {
 }
 inline Ints channels_last_strides(const Ints& sizes) { return strides_in_order(sizes, {0, 2, 3, 1}); }
 
-inline Ints sizes_of(const Tensor& t) { return Ints(t.sizes().begin(), t.sizes().end()); }
+template <class Tensor>
+Ints sizes_of(const Tensor& t) { return Ints(t.sizes().begin(), t.sizes().end()); }
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 // N, C, H, W in memory order N, H, W, C, and not also plain contiguous: the layout torch calls channels_last.
-inline bool is_channels_last(const Tensor& t) {
+template <class Tensor>
+bool is_channels_last(const Tensor& t) {
   if (t.dim() != 4 || t.is_contiguous()) return false;
   const auto n = t.sizes(), s = t.strides();
   int64_t expected = 1;
@@ -60,22 +64,23 @@ inline Tensor to_channels_last(const Tensor& t) {
 }
 
 // Elements of a bias; -1 for none, -2 for one that is not a vector, which fits nothing.
-inline int64_t size_of_bias(const Maybe& b) { return !b.has_value() ? -1 : b->dim() == 1 ? b->size(0) : -2; }
+template <class Tensor>
+int64_t size_of_bias(const Maybe<Tensor>& b) { return !b.has_value() ? -1 : b->dim() == 1 ? b->size(0) : -2; }
 
-template <class T>
+template <class T, class Tensor>
 const T* in(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
-template <class T>
-const T* in(const Maybe& t) { return t.has_value() ? in<T>(*t) : nullptr; }
-template <class T>
+template <class T, class Tensor>
+const T* in(const Maybe<Tensor>& t) { return t.has_value() ? in<T>(*t) : nullptr; }
+template <class T, class Tensor>
 T* out(const Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); }
-template <class T>
+template <class T, class Tensor>
 T* out_if(bool wanted, const Tensor& t) { return wanted ? out<T>(t) : nullptr; }
 
-// Calls f(tensor) for each tensor among Tensors and Maybes.
+// Calls f(tensor) for each tensor among tensors and optional ones.
 template <class F, class... Tensors>
 void for_each_tensor(const F& f, const Tensors&... tensors) {
   [[maybe_unused]] const auto one = [&](const auto& t) {
-    if constexpr (std::is_same_v<std::decay_t<decltype(t)>, Maybe>) {
+    if constexpr (requires { t.has_value(); }) {
       if (t.has_value()) f(*t);
     } else {
       f(t);
@@ -85,7 +90,7 @@ void for_each_tensor(const F& f, const Tensors&... tensors) {
 }
 
 // Checks that every tensor has the dtype of the first: callers of torch.ops get an error, not misread memory.
-template <class... Rest>
+template <class Tensor, class... Rest>
 void check_types(const char* op, const Tensor& first, const Rest&... rest) {
   const ScalarType t = first.scalar_type();
   STD_TORCH_CHECK(t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 || t == ScalarType::Half,

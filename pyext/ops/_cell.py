@@ -80,7 +80,7 @@ class _Cell(torch.autograd.Function):
     @staticmethod
     def forward(ctx, row, *arguments):
         *tensors, relu, _ = arguments
-        y, reserve = row.cell_forward(*tensors, relu, True)
+        y, reserve = row.inner_cell_forward(*tensors, relu, True)
         ctx.row, ctx.relu = row, relu
         ctx.save_for_backward(*tensors, y, reserve)
         return y
@@ -92,7 +92,7 @@ class _Cell(torch.autograd.Function):
         if wants_graph():
             native = ctx.row.native_cell(ctx.relu)
             return None, *differentiable_gradients(native, tensors, (grad,), need), None, None
-        grads = ctx.row.cell_backward(
+        grads = ctx.row.inner_cell_backward(
             grad,
             *tensors[:4],
             y,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
-from ..autograd import differentiable_gradients, records, transforms, wants_graph
+from ..autograd import differentiable_gradients, inside, records, transforms, wants_graph
 from ..dispatch import KNOWN, autocast, native_wins, recurrent_tf32, use_kernel
 from ..spec import fake, kernel, like
 from . import _recurrent_func as func
@@ -35,7 +35,9 @@ class Recurrent:
 
     def __post_init__(self):
         for part in ("cell_forward", "cell_backward", "forward", "backward"):
-            object.__setattr__(self, part, kernel(f"{self.name}_{part}"))
+            native = kernel(f"{self.name}_{part}")
+            object.__setattr__(self, part, native)
+            object.__setattr__(self, f"inner_{part}", inside(native))
         object.__setattr__(self, "cell_name", f"{self.name}_cell")
         ROWS[self.name] = self
         _register_fakes(self)
@@ -150,7 +152,9 @@ def sequence(
         elif records(data, hx, *weights):
             output, hn = _Sequence.apply(row, flags, masks, batch_sizes, data, hx, *weights)
         else:
-            output, hn, _ = row.forward(data, hx, weights, masks, batch_sizes, *flags, False, recurrent_tf32(data))
+            output, hn, _ = row.inner_forward(
+                data, hx, weights, masks, batch_sizes, *flags, False, recurrent_tf32(data)
+            )
     if packed is not None:
         hn = hn if packed.unsorted_indices is None else hn.index_select(1, packed.unsorted_indices)
         return PackedSequence(output, batch_sizes, packed.sorted_indices, packed.unsorted_indices), hn
@@ -236,7 +240,7 @@ def _masked_reference(row, flags, masks, batch_sizes, data, hx, weights):
 class _Sequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, row, flags, masks, batch_sizes, data, hx, *weights):
-        y, hn, reserve = row.forward(data, hx, weights, masks, batch_sizes, *flags, True, recurrent_tf32(data))
+        y, hn, reserve = row.inner_forward(data, hx, weights, masks, batch_sizes, *flags, True, recurrent_tf32(data))
         ctx.row, ctx.flags = row, flags
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(masks, batch_sizes, y, reserve, data, hx, *weights)
@@ -261,7 +265,7 @@ class _Sequence(torch.autograd.Function):
         data, hx, *weights = inputs
         needed = (need[0], any(need[2:]), recurrent_tf32(data))
         try:
-            gx, ghx, gw = ctx.row.backward(
+            gx, ghx, gw = ctx.row.inner_backward(
                 gy, ghn, data, hx, weights, masks, batch_sizes, y, reserve, *ctx.flags, *needed
             )
         except RuntimeError as error:  # is_grads_batched, whose batches nothing but their failure shows

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from ..autograd import applier, caller, differentiable_gradients, records, wants_graph
+from ..autograd import applier, caller, differentiable_gradients, inside, records, wants_graph
 from ..dispatch import KNOWN, autocast, by_default, leave, native_wins, short, use_kernel
 from ..dispatch import convolution_tf32 as allow_tf32
 from ..spec import OpSpec, fake, kernel, like, register
@@ -268,11 +268,14 @@ def _check_sizes(name, input, weight, stride, padding, dilation) -> tuple[int, i
     return (padded[0] - reach[0]) // stride[0] + 1, (padded[1] - reach[1]) // stride[1] + 1
 
 
+_inner_forward, _inner_backward = inside(_forward), inside(_backward)
+
+
 class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, bias, stride, padding, dilation, groups, relu, pool):
         geometry = (stride, padding, dilation, groups, relu, pool)
-        y, position = _forward(input, weight, bias, *geometry, allow_tf32(input))
+        y, position = _inner_forward(input, weight, bias, *geometry, allow_tf32(input))
         ctx.geometry = geometry
         ctx.save_for_backward(input, weight, bias, y if relu else None, position if pool else None)
         return y
@@ -286,7 +289,7 @@ class _Conv2d(torch.autograd.Function):
                 lambda *a: _reference(*a, *ctx.geometry), (input, weight, bias), (grad,), need
             )
             return *found, *(None,) * 6
-        grads = _backward(grad, input, weight, y, position, *ctx.geometry, *need, allow_tf32(grad))
+        grads = _inner_backward(grad, input, weight, y, position, *ctx.geometry, *need, allow_tf32(grad))
         return *(g if n else None for g, n in zip(grads, need, strict=True)), *(None,) * 6
 
 

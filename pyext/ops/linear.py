@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from ..autograd import applier, caller, differentiable_gradients, records, wants_graph
+from ..autograd import applier, caller, differentiable_gradients, inside, records, wants_graph
 from ..dispatch import KNOWN, allow_tf32, autocast, leave, native_wins, short, use_kernel
 from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, like, register
 from ._checks import only_tensors, same_device, same_dtype
@@ -92,10 +92,13 @@ def _odd(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bo
         raise RuntimeError(f"{name}: {error} (got {got}; needs input (*, K), weight (N, K), bias (N))") from None
 
 
+_inner_forward, _inner_backward = inside(_forward), inside(_backward)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, weight, bias, relu):
-        y = _forward(input, weight, bias, relu, allow_tf32(input))
+        y = _inner_forward(input, weight, bias, relu, allow_tf32(input))
         ctx.relu = relu
         ctx.save_for_backward(input, weight, bias, y if relu else None)
         return y
@@ -108,7 +111,7 @@ class _Linear(torch.autograd.Function):
             return *differentiable_gradients(
                 lambda *a: _reference(*a, ctx.relu), (input, weight, bias), (grad,), need
             ), None
-        dx, dw, db = _backward(grad, input, weight, y, ctx.relu, *need, allow_tf32(grad))
+        dx, dw, db = _inner_backward(grad, input, weight, y, ctx.relu, *need, allow_tf32(grad))
         return dx if need[0] else None, dw if need[1] else None, db if need[2] else None, None
 
 

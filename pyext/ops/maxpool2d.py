@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
-from ..autograd import applier, caller, records, wants_graph
+from ..autograd import applier, caller, inside, records, wants_graph
 from ..dispatch import KNOWN, by_default, leave, native_wins, short, use_kernel
 from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, register
 from ._checks import only_tensors
@@ -204,10 +204,13 @@ def _indices(position: Tensor, width: int, kernel_size, stride, padding, dilatio
     return (rows + kh * dilation[0]) * width + columns + (at - kh * kernel_size[1]) * dilation[1]
 
 
+_inner_forward, _inner_backward = inside(_forward), inside(_backward)
+
+
 class _MaxPool2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, kernel_size, stride, padding, dilation, ceil_mode):
-        y, position = _forward(input, kernel_size, stride, padding, dilation, ceil_mode)
+        y, position = _inner_forward(input, kernel_size, stride, padding, dilation, ceil_mode)
         ctx.geometry = (kernel_size, stride, padding, dilation, ceil_mode)
         ctx.input_size = input.shape
         ctx.save_for_backward(position)
@@ -226,7 +229,7 @@ class _MaxPool2d(torch.autograd.Function):
             # Its shape by hand: a batch of gradients (is_grads_batched) knows no flatten.
             dx = grad.new_zeros(n, c, h * w).scatter_add(2, indices, grad.reshape(n, c, -1)).view(n, c, h, w)
         else:
-            dx = _backward(grad, position, ctx.input_size, *ctx.geometry)
+            dx = _inner_backward(grad, position, ctx.input_size, *ctx.geometry)
         return dx, *(None,) * 5
 
 

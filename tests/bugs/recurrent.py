@@ -35,8 +35,8 @@ BUGS = (
     Bug(
         "a gradient copied to where the first direction writes",
         "csrc/cpu/sequence_glue.h",
-        "const Maybe gy = d.L > 1 || d.D == 1 ?",
-        "const Maybe gy = true ?",
+        "const Maybe<Tensor> gy = d.L > 1 || d.D == 1 ?",
+        "const Maybe<Tensor> gy = true ?",
         "L1-D2",
     ),
 )
