@@ -37,6 +37,7 @@ class Call {
     return true;
   }
   const Value* values() const { return values_; }
+  int64_t elements() const { return elements_; }  // of all tensors
 
  private:
   char letter(Py_ssize_t i) const { return s_.op->arguments[i]; }
@@ -84,8 +85,10 @@ class Call {
   bool tensor(PyObject* given) {
     if ((Py_TYPE(given) != s_.tensor && Py_TYPE(given) != s_.parameter) || tensor_count_ == kMostTensors) return false;
     ts::dlpack::Tensor& t = tensors_[tensor_count_++];
-    if (s_.api->look(given, &t) || t.device_type != ts::dlpack::kCPU || ts::dlpack::elements(t) > ts::direct::kMostElements)
-      return false;
+    if (s_.api->look(given, &t) || t.device_type != ts::dlpack::kCPU) return false;
+    const int64_t elements = ts::dlpack::elements(t);
+    if (elements > ts::direct::kMostElements) return false;
+    elements_ += elements;
     if (t.code >= ts::dlpack::kFloat && t.bits == 16) return false;  // computed in float32: torch casts them
     PyObject* const negated = PyObject_CallOneArg(s_.is_neg.ptr(), given);
     Py_XDECREF(negated);
@@ -97,6 +100,7 @@ class Call {
   ts::dlpack::Tensor tensors_[kMostTensors];
   int64_t numbers_[kMostNumbers];
   Py_ssize_t tensor_count_ = 0, number_count_ = 0;
+  int64_t elements_ = 0;
 };
 
 bool is_elsewhere(const State& s) {
@@ -155,9 +159,10 @@ PyObject* straight(const State& s, PyObject* const* args, Py_ssize_t count) {
   Call call(s);
   ts::direct::Returned returned;
   if (!call.fill(args, count)) return nullptr;
-  PyThreadState* const thread = PyEval_SaveThread();
+  constexpr int64_t kFew = 4096;  // done sooner than another thread would have begun
+  PyThreadState* const thread = call.elements() > kFew ? PyEval_SaveThread() : nullptr;
   const bool done = s.op->call(call.values(), returned) == 0;
-  PyEval_RestoreThread(thread);
+  if (thread) PyEval_RestoreThread(thread);
   if (!done) return nullptr;
   return Made(s, returned).all();
 }
