@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.compiler import is_dynamo_compiling
 
-from . import _native
+from . import _native, triton_backend
 
 __all__ = [
     "applier",
@@ -36,8 +36,9 @@ def applier(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     return super(torch.autograd.Function, function).apply
 
 
-#: What stands between a call and its kernel and is asked by torch's dispatcher: modes, transforms, tracing, profiling.
+#: What stands between a call and its C++ kernel where it is true: modes, transforms, tracing, profiling, Triton's kernels.
 _BETWEEN = (
+    triton_backend.registered,
     torch._C._len_torch_dispatch_stack,
     torch._C._len_torch_function_stack,
     torch._C._are_functorch_transforms_active,

@@ -17,7 +17,17 @@ from typing import Any
 
 import torch
 
-__all__ = ["absent", "computes", "configuration", "device_name", "has", "in_use", "use", "use_configurations"]
+__all__ = [
+    "absent",
+    "computes",
+    "configuration",
+    "device_name",
+    "has",
+    "in_use",
+    "registered",
+    "use",
+    "use_configurations",
+]
 
 
 @cache
@@ -58,6 +68,8 @@ def computes(ops: Iterable[str], input: torch.Tensor) -> str:
 
 
 _libraries: dict[str, list[torch.library.Library]] = {}  # native op -> its registrations
+#: How many native ops may run Triton kernels now; without a frame of Python's, for it is asked at every small call.
+registered: Callable[[], int] = _libraries.__len__
 _always: frozenset[str] = frozenset()
 _by_call: dict[str, Callable[[tuple[Any, ...]], bool]] = {}
 

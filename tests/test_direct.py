@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import torchsmith
-from torchsmith import _native, autograd
+from torchsmith import _native, autograd, triton_backend
 from torchsmith.spec import all_specs, kernel
 
 LINEAR = "linear_forward"
@@ -125,6 +125,12 @@ def test_what_torch_asks_of_a_call_is_asked(around):
     with around():
         y = call(*PLAIN)
     assert len(through) == 1 and torch.equal(y, call(*PLAIN)) and len(through) == 1
+
+
+def test_a_kernel_of_triton_s_is_not_passed_by(monkeypatch):
+    call, through = direct(LINEAR)
+    monkeypatch.setitem(triton_backend._libraries, LINEAR, [])
+    assert torch.equal(call(*PLAIN), kernel(LINEAR)(*PLAIN)) and len(through) == 1
 
 
 def test_a_profile_names_the_op():
