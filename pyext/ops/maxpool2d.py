@@ -18,9 +18,9 @@ from ._checks import only_tensors
 _forward = kernel("maxpool2d_forward")
 _backward = kernel("maxpool2d_backward")
 
-#: Values of an input up to which, where nothing was measured, a pool is left to native, with autograd and without: a call of
-#: our op takes 4 us longer than native's, and our autograd node in Python some 10 us more than native's in C++.
-FEW, VERY_FEW = 2**13, 2**11
+#: Values of an input up to which, where nothing was measured, a pool is left to native, with autograd and without: our
+#: autograd node in Python costs some 10 us more than native's in C++, and a call of ours half a microsecond more.
+FEW, VERY_FEW = 2**13, 2**9
 
 
 def max_pool2d(
@@ -122,9 +122,13 @@ def _checked(input, kernel_size, stride, padding, dilation, ceil_mode, return_in
     if not use_kernel(name, input, slower):
         return F.max_pool2d(input, *geometry, return_indices=return_indices)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    y, position = (_MaxPool2d.apply if records(input) else _forward)(
-        batched, *(list(g) for g in geometry[:4]), geometry[4]
-    )
+    arguments = (batched, *(list(g) for g in geometry[:4]), geometry[4])
+    if not records(input):
+        y, position = _forward(*arguments)
+    elif return_indices:
+        y, position = _MaxPool2d.apply(*arguments, True)
+    else:
+        y = _MaxPool2d.apply(*arguments)
     if not return_indices:
         return y if input.dim() == 4 else y.squeeze(0)
     indices = _indices(position, input.shape[-1], *geometry[:4])
@@ -209,19 +213,22 @@ _inner_forward, _inner_backward = inside(_forward), inside(_backward)
 
 class _MaxPool2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input, kernel_size, stride, padding, dilation, ceil_mode):
+    def forward(ctx, input, kernel_size, stride, padding, dilation, ceil_mode, positions=False):
         y, position = _inner_forward(input, kernel_size, stride, padding, dilation, ceil_mode)
         ctx.geometry = (kernel_size, stride, padding, dilation, ceil_mode)
         ctx.input_size = input.shape
         ctx.save_for_backward(position)
+        if not positions:  # a result that nobody asks for costs microseconds in torch
+            return y
         ctx.mark_non_differentiable(position)
         ctx.set_materialize_grads(False)
         return y, position
 
     @staticmethod
-    def backward(ctx, grad, _):
+    def backward(ctx, grad, _=None):
+        nothing = (None,) * (len(ctx.needs_input_grad) - 1)
         if grad is None:
-            return (None,) * 6
+            return None, *nothing
         (position,) = ctx.saved_tensors
         if wants_graph():  # linear in grad: each window's gradient goes to its cell
             n, c, h, w = ctx.input_size
@@ -230,7 +237,7 @@ class _MaxPool2d(torch.autograd.Function):
             dx = grad.new_zeros(n, c, h * w).scatter_add(2, indices, grad.reshape(n, c, -1)).view(n, c, h, w)
         else:
             dx = _inner_backward(grad, position, ctx.input_size, *ctx.geometry)
-        return dx, *(None,) * 5
+        return dx, *nothing
 
 
 _short = short(1, caller(_forward), applier(_MaxPool2d))
