@@ -166,6 +166,15 @@ def test_tensors_that_go_through_torch(arguments):
     assert y.is_meta or torch.equal(y, expected)
 
 
+@pytest.mark.parametrize("make", [torch._to_functional_tensor, lambda x: torch._efficientzerotensor(x.shape)])
+def test_what_holds_no_memory_goes_through_torch(make):
+    """A wrapper's values are elsewhere, and a zero tensor's nowhere: both say null where their memory is asked for."""
+    call, through = direct(LINEAR)
+    x = make(X)
+    y = call(x, W, B, False, False)
+    assert len(through) == 1 and torch.allclose(y + 0, nn.functional.linear(x, W, B) + 0)
+
+
 def test_a_negated_view_is_read_as_negated():
     x = torch._neg_view(X)
     assert x.is_neg()

@@ -67,6 +67,13 @@ BUGS = (
         "negated_view",
     ),
     Bug(
+        "a direct call reads where there is no memory",
+        "csrc/direct.cpp",
+        " || (elements > 0 && !t.data)",
+        "",
+        "holds_no_memory",
+    ),
+    Bug(
         "a direct call's results are never freed",
         "csrc/glue/view.h",
         "std::free(self);",
