@@ -1,7 +1,7 @@
 // torchsmith._native.direct: a native op called without torch's dispatcher. That takes 4 us from Python to a kernel and back,
 // in which a small one is done several times over; here the tensors are looked at through DLPack's exchange API, the op's own
-// glue runs on what it says (glue/direct.h), and the results become torch's tensors: 1.3 us. Whatever is not plain goes
-// through torch as before. No torch header, no ABI of torch.
+// glue runs on what it says (glue/direct.h), and the results become torch's tensors: 2 us. Whatever is not plain goes through
+// torch as before. Such a result's memory is not torch's: it cannot be resized. No torch header, no ABI of torch.
 #include <pybind11/pybind11.h>
 
 #include <cstring>

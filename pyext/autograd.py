@@ -50,7 +50,7 @@ _BETWEEN = (
 def caller(overload: torch._ops.OpOverload) -> Callable[..., Any]:
     """``overload`` for calls outside of dynamo that autograd does not record, arguments by position.
 
-    A small call on CPU tensors does without torch's dispatcher (2.5 us less) where nothing that it would ask is on.
+    A small call on CPU tensors does without torch's dispatcher (2 us less) where nothing that it would ask is on.
     """
     return _native.direct(
         name=overload._schema.name.partition("::")[2],
