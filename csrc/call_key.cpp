@@ -46,6 +46,7 @@ bool truth(PyObject* value) {
 struct Torch {
   PyObject *packed, *tensor, *parameter, *grad_enabled;
   const ts::dlpack::ExchangeAPI* api;  // null where torch has none
+  Py_ssize_t most;                     // answers to keep
 };
 enum Given { kTorch, kPacked, kTensor, kParameter, kGradEnabled, kAnswers, kSlow, kWithoutGrad };
 
@@ -161,7 +162,6 @@ PyObject* call_key(PyObject* self, PyObject* const* args, Py_ssize_t count) {
 // args: the tensors, the other arguments. An answer is kept under the call's key; what has no key is asked for each time.
 PyObject* remembered(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   if (count != 2) return PyErr_Format(PyExc_TypeError, "expected tensors and others, got %zd arguments", count);
-  constexpr Py_ssize_t kMost = 10'000;  // lengths that never repeat
   PyObject* const answers = PyTuple_GET_ITEM(self, kAnswers);
   py::object key;
   try {
@@ -175,7 +175,7 @@ PyObject* remembered(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   }
   py::object answer = py::reinterpret_steal<py::object>(PyObject_Vectorcall(PyTuple_GET_ITEM(self, kSlow), args, 2, nullptr));
   if (!answer || !key) return answer.release().ptr();
-  if (PyDict_GET_SIZE(answers) >= kMost) PyDict_Clear(answers);
+  if (PyDict_GET_SIZE(answers) >= torch_of(self).most) PyDict_Clear(answers);  // lengths that never repeat
   if (PyDict_SetItem(answers, key.ptr(), answer.ptr())) return nullptr;
   return answer.release().ptr();
 }
@@ -186,8 +186,9 @@ PyMethodDef remembered_definition = {"remembered", reinterpret_cast<PyCFunction>
                                      METH_FASTCALL, "What was answered for such a call, of (tensors, others)."};
 
 py::object made(PyMethodDef& definition, const py::type& packed, const py::type& tensor, const py::type& parameter,
-                const py::object& grad_enabled, const py::object& slow, bool without_grad) {
-  auto* const torch = new Torch{packed.ptr(), tensor.ptr(), parameter.ptr(), grad_enabled.ptr(), ts::exchange_api(tensor)};
+                const py::object& grad_enabled, const py::object& slow, bool without_grad, Py_ssize_t most) {
+  const auto* api = ts::exchange_api(tensor);
+  auto* const torch = new Torch{packed.ptr(), tensor.ptr(), parameter.ptr(), grad_enabled.ptr(), api, most};
   const py::capsule owner(torch, [](void* p) { delete static_cast<Torch*>(p); });
   const py::tuple state = py::make_tuple(owner, packed, tensor, parameter, grad_enabled, py::dict(), slow, without_grad);
   return own(PyCFunction_New(&definition, state.ptr()));
@@ -199,7 +200,7 @@ void bind_call_key(py::module_& m) {
   m.def(
       "call_key",
       [](const py::type& packed, const py::type& tensor, const py::type& parameter) {
-        return made(key_definition, packed, tensor, parameter, py::none(), py::none(), true);
+        return made(key_definition, packed, tensor, parameter, py::none(), py::none(), true, 0);
       },
       py::arg("packed"), py::arg("tensor"), py::arg("parameter"),
       "A function of (grad, tensors, others) that gives the key of a call: tensors, Nones, packed sequences (of the type\n"
@@ -208,10 +209,11 @@ void bind_call_key(py::module_& m) {
   m.def(
       "remembered",
       [](const py::type& packed, const py::type& tensor, const py::type& parameter, const py::object& grad_enabled,
-         const py::object& slow, bool without_grad) {
-        return made(remembered_definition, packed, tensor, parameter, grad_enabled, slow, without_grad);
+         const py::object& slow, bool without_grad, Py_ssize_t most) {
+        return made(remembered_definition, packed, tensor, parameter, grad_enabled, slow, without_grad, most);
       },
-      py::arg("packed"), py::arg("tensor"), py::arg("parameter"), py::arg("grad_enabled"), py::arg("slow"), py::arg("without_grad"),
-      "A function of (tensors, others) that gives what slow(tensors, others) gave for a call with the same key; \"\" at once for\n"
-      "calls while autograd is off, unless `without_grad`. `grad_enabled` tells of that.");
+      py::arg("packed"), py::arg("tensor"), py::arg("parameter"), py::arg("grad_enabled"), py::arg("slow"),
+      py::arg("without_grad"), py::arg("most"),
+      "A function of (tensors, others) that gives what slow(tensors, others) gave for a call with the same key, of `most` calls\n"
+      "at a time; \"\" at once for calls while autograd is off, unless `without_grad`. `grad_enabled` tells of that.");
 }

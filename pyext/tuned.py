@@ -221,7 +221,11 @@ class Known:
         """:meth:`of_call` that finds what it said before by the call's number: a description takes 10 us, and comparing
         descriptions reads dozens of objects that a large call before it put out of the cache."""
         return _native.remembered(
-            **_TYPES, grad_enabled=torch.is_grad_enabled, slow=self.of_call, without_grad=False in self.loses_with
+            **_TYPES,
+            grad_enabled=torch.is_grad_enabled,
+            slow=self.of_call,
+            without_grad=False in self.loses_with,
+            most=REMEMBERED,
         )
 
     def of_call(self, tensors: tuple[Any, ...], others: tuple[Any, ...]) -> str:

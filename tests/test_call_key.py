@@ -101,7 +101,7 @@ def test_an_answer_is_remembered_for_such_a_call(without_grad):
 
     quick = _native.remembered(
         packed=PackedSequence, tensor=torch.Tensor, parameter=nn.Parameter, grad_enabled=torch.is_grad_enabled,
-        slow=slow, without_grad=without_grad,
+        slow=slow, without_grad=without_grad, most=100,
     )  # fmt: skip
     assert [quick(*CALLS[i]) for i in (0, 1, 0, 2)] == ["answer 1", "answer 1", "answer 1", "answer 2"]
     assert asked == [CALLS[0], CALLS[2]]
@@ -114,5 +114,16 @@ def test_an_answer_is_remembered_for_such_a_call(without_grad):
     with pytest.raises(ZeroDivisionError):
         _native.remembered(
             packed=PackedSequence, tensor=torch.Tensor, parameter=nn.Parameter, grad_enabled=torch.is_grad_enabled,
-            slow=lambda tensors, others: 1 / 0, without_grad=True,
+            slow=lambda tensors, others: 1 / 0, without_grad=True, most=100,
         )(*CALLS[0])  # fmt: skip
+
+
+def test_calls_that_never_repeat_do_not_fill_the_memory():
+    asked = []
+    quick = _native.remembered(
+        packed=PackedSequence, tensor=torch.Tensor, parameter=nn.Parameter, grad_enabled=torch.is_grad_enabled,
+        slow=lambda tensors, others: asked.append(others) or "", without_grad=True, most=2,
+    )  # fmt: skip
+    for others in (1,), (2,), (1,), (3,), (3,), (1,):  # the third forgets both
+        quick((T,), others)
+    assert asked == [(1,), (2,), (3,), (1,)]
