@@ -313,9 +313,13 @@ def test_every_sample_has_a_plan(name):
     if name in roofline.unplanned():
         pytest.skip("no plan exposed yet")
     sharing = [other for other in all_specs() if other.kernels == spec.kernels]
+    others = [
+        dtype for dtype in FLOATS if dtype != torch.float32
+    ]  # each for a third: a plan depends on sizes, theirs among them
     for dtype in FLOATS:
         every = {other.name: samples_of(other, dtype) for other in sharing}
-        for sample in every[name] if dtype == torch.float32 else in_turn(spec, every):
+        some = every[name] if dtype == torch.float32 else in_turn(spec, every)[others.index(dtype) :: len(others)]
+        for sample in some:
             for _, native, arguments in roofline.trace(spec, sample, (), False):
                 try:
                     plan(native, *arguments)
