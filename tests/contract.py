@@ -6,12 +6,24 @@ import zlib
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchsmith import contract
 from torchsmith.contract import SEED, Call, keeping_layout, seed
 from torchsmith.spec import FLOATS, all_specs
 
-__all__ = ["DEVICE", "PLUGINS_OFF", "SEED", "Call", "cases", "in_turn", "keeping_layout", "samples_of", "seed"]
+__all__ = [
+    "DEVICE",
+    "PLUGINS_OFF",
+    "SEED",
+    "Call",
+    "Record",
+    "cases",
+    "in_turn",
+    "keeping_layout",
+    "samples_of",
+    "seed",
+]
 
 #: Where the samples are made; `make gpu` says cuda.
 DEVICE = torch.device(os.environ.get("TORCHSMITH_TEST_DEVICE", "cpu"))
@@ -58,3 +70,17 @@ def cases(dtypes=FLOATS, differentiable=False):
                 name = f"{spec.name}-{str(dtype)[6:]}-{sample.name}".replace(" ", "_")
                 found.append(pytest.param(spec, dtype, index, id=name))
     return found
+
+
+class Record(TorchDispatchMode):
+    """Keeps the arguments of every native op that a call makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "torchsmith":  # what the kernel refuses is not its business: the call goes to ATen
+            self.calls.append((func, args, kwargs or {}))
+        return result

@@ -5,8 +5,7 @@ import itertools
 
 import pytest
 import torch
-from contract import Call, cases, in_turn, samples_of
-from torch.utils._python_dispatch import TorchDispatchMode
+from contract import Call, Record, cases, in_turn, samples_of
 
 from torchsmith import _native, tuning
 from torchsmith.contract import Expected
@@ -139,20 +138,6 @@ def test_gradcheck(spec, dtype, index):
 def test_gradgradcheck(spec, dtype, index):
     function, tensors = differentiable_call(spec, dtype, index, largest=800)
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
-
-
-class Record(TorchDispatchMode):
-    """Keeps the arguments of every native op that a call makes."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if func.namespace == "torchsmith":  # what the kernel refuses is not its business: the call goes to ATen
-            self.calls.append((func, args, kwargs or {}))
-        return result
 
 
 def detached(value):

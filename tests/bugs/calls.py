@@ -81,6 +81,13 @@ BUGS = (
         "memory_is_given_back",
     ),
     Bug(
+        "a direct call that is given up keeps what it had made",
+        "csrc/glue/view.h",
+        "if (made_[i]) made_[i]->deleter(made_[i]);",
+        "(void)i;",
+        "given_up",
+    ),
+    Bug(
         "a direct call takes a strided gradient as dense",
         "csrc/cpu/glue.h",
         "return t.is_contiguous() ? t : copied(t, contiguous_strides(sizes_of(t)));",
