@@ -9,10 +9,11 @@ from ._shared import Config, cdiv, first, launch, precision
 
 __all__ = ["CONFIGS", "choose", "gemm", "gemm_kernel"]
 
-# A block of 128 x 128 reads each operand least often. 64 x 64 gives four times as many blocks, which a small product needs
-# to reach every multiprocessor. 16 x 128 wastes little on a handful of rows. Eight warps keep 128 x 128 sums in registers.
+# A block of 128 x 64 reads its operands less often than the others; of 128 x 128, the sums and the addresses of elements with
+# any strides did not fit the registers. 64 x 64 gives twice as many blocks, which a small product needs to reach every
+# multiprocessor. 16 x 128 wastes little on a handful of rows.
 CONFIGS = (
-    Config(BM=128, BN=128, BK=32, warps=8, stages=3),
+    Config(BM=128, BN=64, BK=32, warps=8, stages=3),
     Config(BM=64, BN=64, BK=32, warps=4, stages=3),
     Config(BM=16, BN=128, BK=32, warps=4, stages=3),
 )

@@ -1,9 +1,8 @@
 """The stack of recurrent layers in Triton: what rnn and gru share.   Contract and layout: csrc/contract/sequence.h.
 
-A layer forward: one GEMM a direction for the inputs of all steps, then the steps. Up to a hidden size of 128 these are one
-launch: a program has some sequences of one direction, whose state stays in registers; W_hh stays on chip
-from the first step to the last, in shared memory, where it fits there; else it is read again each step, from the caches.
-Above, a launch a step, whose programs share the hidden units.
+A layer forward: one GEMM a direction for the inputs of all steps, then the steps. Up to a hidden size of 128 (64 for three
+gates of float32) these are one launch: a program has some sequences of one direction, whose state stays in registers, and
+W_hh stays on chip from the first step to the last. Above, a launch a step, whose programs share the hidden units.
 Memory: a sequence's state is in registers, W_hh in shared memory; global memory sees x W_ih^T once (written by the GEMM in
 float32, read by the steps), y and, for backward, r, z, n, W_hn h + b_hn: 4 H values a row.
 A layer backward: the steps the other way round leave the gradients at both products; GEMMs over all rows do the rest.
@@ -19,7 +18,6 @@ from ._shared import Config, cdiv, implements, launch, precision
 from ._steps import (
     CELL,
     GATES,
-    ONE_LAUNCH,
     STEPS,
     cell_forward_kernel,
     gates_backward_kernel,
@@ -33,12 +31,14 @@ __all__ = ["implement"]
 ON_CHIP = 128 * 1024
 
 
-def stays_on_chip(gates: int, w_hh, config: Config) -> bool:
-    """Whether a program keeps W_hh in shared memory over all steps: all but three gates of 128 in float32.
+def one_launch(gates: int, w_hh: torch.Tensor) -> tuple[Config, ...]:
+    """The configurations for all steps in one launch; none where a launch a step is taken.
 
-    Where it is read again each step, the addresses and masks of its elements also take more registers than there are.
+    That is up to a hidden size of 128, as long as W_hh stays in shared memory from the first step to the last: all but three
+    gates of more than 64 in float32, of which not even the addresses, were they read again each step, would fit the registers.
     """
-    return gates * config["BH"] ** 2 * w_hh.element_size() <= ON_CHIP
+    size = max(16, triton.next_power_of_2(w_hh.shape[1]))
+    return STEPS[size] if size in STEPS and gates * size**2 * w_hh.element_size() <= ON_CHIP else ()
 
 
 def implement(row: str, gates: int) -> None:
@@ -118,18 +118,17 @@ class Stack:
                 xg = hx.new_empty((p.rows, self.G * p.H), dtype=torch.float32)
                 gemm(x, w_ih.t(), xg, bias=b_ih, allow_tf32=allow_tf32)
                 keep = None if kept is None else kept[at]
-                steps = self.steps_forward if p.H <= ONE_LAUNCH else self.each_step_forward
+                steps = self.steps_forward if one_launch(self.G, w_hh) else self.each_step_forward
                 steps(p, d, xg, w_hh, b_hh, hx[at].contiguous(), out[:, d], hn[at], keep, relu, allow_tf32)
             if not last:
                 x = p.layer_input(hidden[layer], dropout, layer + 1, input.dtype)
 
     def steps_forward(self, p, d, xg, w_hh, b_hh, hx, y, hn, kept, relu, allow_tf32):
-        configs = STEPS[max(16, triton.next_power_of_2(p.H))]
         launch(
-            steps_forward_kernel, lambda c: (cdiv(p.B, c["BB"]),), configs,
+            steps_forward_kernel, lambda c: (cdiv(p.B, c["BB"]),), one_launch(self.G, w_hh),
             xg, w_hh, *w_hh.stride(), w_hh if b_hh is None else b_hh, hx, p.offsets(), y, y.stride(0), hn,
             xg if kept is None else kept, p.T, p.B, p.H,
-            G=self.G, BIAS=b_hh is not None, SAVE=kept is not None, REVERSE=d == 1, RELU=relu, PIN=stays_on_chip(self.G, w_hh, configs[0]),
+            G=self.G, BIAS=b_hh is not None, SAVE=kept is not None, REVERSE=d == 1, RELU=relu,
             PRECISION=precision(allow_tf32),
         )  # fmt: skip
 
@@ -164,7 +163,7 @@ class Stack:
             for d in range(p.D):
                 at = layer * p.D + d
                 w_ih, w_hh, _, _ = p.weights(at)
-                steps = self.steps_backward if p.H <= ONE_LAUNCH else self.each_step_backward
+                steps = self.steps_backward if one_launch(self.G, w_hh) else self.each_step_backward
                 steps(p, d, None if gy is None else gy[:, d], None if ghn is None else ghn[at], y[:, d], hx[at].contiguous(),
                       None if kept is None else kept[at], w_hh, dxg, dhg, before, ghx[at], relu, allow_tf32)  # fmt: skip
                 if need_weights:
@@ -181,12 +180,11 @@ class Stack:
                 gy, y = gy.view(p.rows, p.D, p.H), hidden[layer - 1].view(p.rows, p.D, p.H)
 
     def steps_backward(self, p, d, gy, ghn, y, hx, kept, w_hh, dxg, dhg, before, ghx, relu, allow_tf32):
-        configs = STEPS[max(16, triton.next_power_of_2(p.H))]
         launch(
-            steps_backward_kernel, lambda c: (cdiv(p.B, c["BB"]),), configs,
+            steps_backward_kernel, lambda c: (cdiv(p.B, c["BB"]),), one_launch(self.G, w_hh),
             y if gy is None else gy, 0 if gy is None else gy.stride(0), hx if ghn is None else ghn, y, y.stride(0), hx,
             dxg if kept is None else kept, w_hh, *w_hh.stride(), p.offsets(), dxg, dhg, before, ghx, p.T, p.B, p.H,
-            G=self.G, GY=gy is not None, GHN=ghn is not None, REVERSE=d == 1, RELU=relu, PIN=stays_on_chip(self.G, w_hh, configs[0]),
+            G=self.G, GY=gy is not None, GHN=ghn is not None, REVERSE=d == 1, RELU=relu,
             PRECISION=precision(allow_tf32),
         )  # fmt: skip
 

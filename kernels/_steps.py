@@ -13,7 +13,6 @@ from ._shared import Config
 __all__ = [
     "CELL",
     "GATES",
-    "ONE_LAUNCH",
     "STEPS",
     "cell_forward_kernel",
     "gates_backward_kernel",
@@ -21,11 +20,10 @@ __all__ = [
     "steps_forward_kernel",
 ]
 
-ONE_LAUNCH = 128  # hidden units of a program; more, and a state and three gates of them no longer fit the registers
-# 16 sequences are the fewest that tensor cores take; few, so that a batch reaches many multiprocessors.
-STEPS = {
-    size: (Config(BB=16, BH=size, warps=warps, stages=1),) for size, warps in ((16, 1), (32, 2), (64, 4), (128, 8))
-}
+# Hidden units of a program -> its configuration; more than 128, and a state and three gates of them no longer fit the
+# registers. 16 sequences are the fewest that tensor cores take; few, so that a batch reaches many multiprocessors. A warp for
+# eight units, the width of one mma: with half as many warps, addresses and gates of three products did not fit the registers.
+STEPS = {size: (Config(BB=16, BH=size, warps=size // 8, stages=1),) for size in (16, 32, 64, 128)}
 CELL = (Config(BB=16, BH=32, BK=32, warps=4, stages=2),)
 GATES = (Config(BLOCK=256, warps=4, stages=2),)
 
@@ -93,30 +91,25 @@ def steps_forward_kernel(
     kept_ptr,  # [rows, 4, H] float32
     T, B, H,
     G: tl.constexpr, BIAS: tl.constexpr, SAVE: tl.constexpr, REVERSE: tl.constexpr, RELU: tl.constexpr,
-    PIN: tl.constexpr, PRECISION: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
+    PRECISION: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
     b, j = tl.program_id(0).to(tl.int64) * BB + tl.arange(0, BB), tl.arange(0, BH)
     state = b[:, None] * H + j[None, :]
     there = (b[:, None] < B) & (j[None, :] < H)
     h = tl.load(hx_ptr + state, there, 0.0).to(tl.float32)
-    if PIN:
-        w = _block(w_ptr, wk, wj, H, BH)
-        if G == 3:
-            wz, wn = _block(w_ptr + H * wj, wk, wj, H, BH), _block(w_ptr + 2 * H * wj, wk, wj, H, BH)
+    w = _block(w_ptr, wk, wj, H, BH)
+    if G == 3:
+        wz, wn = _block(w_ptr + H * wj, wk, wj, H, BH), _block(w_ptr + 2 * H * wj, wk, wj, H, BH)
     for i in range(T):
         t = T - 1 - i if REVERSE else i
         first = tl.load(offsets_ptr + t)
         valid = there & (b[:, None] < tl.load(offsets_ptr + t + 1) - first)
         row = first + b
         x = xg_ptr + (row * G)[:, None] * H + j[None, :]
-        if not PIN:
-            w = _block(w_ptr, wk, wj, H, BH)
         q = _gate(h, w, b_ptr, 0, H, BIAS, PRECISION, BH)
         if G == 1:
             new = _elman(tl.load(x, valid, 0.0) + q, RELU)
         else:
-            if not PIN:
-                wz, wn = _block(w_ptr + H * wj, wk, wj, H, BH), _block(w_ptr + 2 * H * wj, wk, wj, H, BH)
             qz = _gate(h, wz, b_ptr, 1, H, BIAS, PRECISION, BH)
             qn = _gate(h, wn, b_ptr, 2, H, BIAS, PRECISION, BH)
             r, z, n, new = _gru(
@@ -168,7 +161,7 @@ def steps_backward_kernel(
     ghx_ptr,  # [B, H]
     T, B, H,
     G: tl.constexpr, GY: tl.constexpr, GHN: tl.constexpr, REVERSE: tl.constexpr, RELU: tl.constexpr,
-    PIN: tl.constexpr, PRECISION: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
+    PRECISION: tl.constexpr, BB: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
     b, j = tl.program_id(0).to(tl.int64) * BB + tl.arange(0, BB), tl.arange(0, BH)
     state = b[:, None] * H + j[None, :]
@@ -177,10 +170,9 @@ def steps_backward_kernel(
     dh = tl.zeros((BB, BH), tl.float32)
     if GHN:
         dh += tl.load(ghn_ptr + state, there, 0.0).to(tl.float32)
-    if PIN:
-        w = _block(w_ptr, wj, wk, H, BH)
-        if G == 3:
-            wz, wn = _block(w_ptr + H * wj, wj, wk, H, BH), _block(w_ptr + 2 * H * wj, wj, wk, H, BH)
+    w = _block(w_ptr, wj, wk, H, BH)
+    if G == 3:
+        wz, wn = _block(w_ptr + H * wj, wj, wk, H, BH), _block(w_ptr + 2 * H * wj, wj, wk, H, BH)
     for i in range(T):
         t = i if REVERSE else T - 1 - i
         first = tl.load(offsets_ptr + t)
@@ -200,12 +192,8 @@ def steps_backward_kernel(
         dr, dz, dn, dq, direct = _backward_gates(g, h, y, kept_ptr, row, j, H, valid, G, RELU)
         _store_gates(dxg_ptr, dhg_ptr, row, j, H, dr, dz, dn, dq, valid, G)
         tl.store(before_ptr + row[:, None] * H + j[None, :], h, valid)
-        if not PIN:
-            w = _block(w_ptr, wj, wk, H, BH)
         new = tl.dot(dr.to(w.dtype), w, direct, input_precision=PRECISION)
         if G == 3:
-            if not PIN:
-                wz, wn = _block(w_ptr + H * wj, wj, wk, H, BH), _block(w_ptr + 2 * H * wj, wj, wk, H, BH)
             new = tl.dot(dz.to(w.dtype), wz, new, input_precision=PRECISION)
             new = tl.dot(dq.to(w.dtype), wn, new, input_precision=PRECISION)
         dh = tl.where(valid, new, dh)

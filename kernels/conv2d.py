@@ -17,15 +17,12 @@ import triton.language as tl
 from ._shared import Config, cdiv, first, implements, launch, precision
 from .maxpool2d import unpool
 
-# Cells by channels. A course network has 10 to 32 channels: a block no wider than they are wastes none of its product, and
-# is longer in exchange. Eight warps where the sums need the registers.
-CELLS = (
-    Config(BM=128, BN=16, BK=32, warps=4, stages=3),
-    Config(BM=128, BN=32, BK=32, warps=4, stages=3),
-    Config(BM=128, BN=64, BK=32, warps=8, stages=3),
-)
+# Cells by channels. A course network has 10 to 32 channels: a block no wider than they are wastes none of its product.
+# A patch's value has an address and a mask of its own: 64 x 32 of them are eight a thread of eight warps. 128 x 32, or four
+# warps, would not fit the registers (up to 840 bytes a thread went to memory).
+CELLS = tuple(Config(BM=64, BN=size, BK=32, warps=8, stages=3) for size in (16, 32, 64))
 # Channels by taps, for the weights: both are few, the cells are many and come in shares.
-TAPS = (Config(BM=16, BN=64, BK=64, warps=4, stages=3), Config(BM=64, BN=64, BK=32, warps=4, stages=3))
+TAPS = (Config(BM=16, BN=64, BK=64, warps=8, stages=3), Config(BM=64, BN=64, BK=32, warps=8, stages=3))
 SHARE_CELLS = 1024  # of a share at least: fewer, and adding the shares costs as much as the product
 BLOCKS = 256  # about two for each multiprocessor of a large device
 

@@ -20,7 +20,8 @@ from triton.runtime import interpreter
 from torchsmith import triton_backend
 from torchsmith.dispatch import backend, explain
 from torchsmith.kernels import _gemm
-from torchsmith.spec import all_specs
+from torchsmith.ops._recurrent_samples import maker, weights_for
+from torchsmith.spec import Sample, all_specs
 
 triton_fast.install()
 
@@ -55,6 +56,25 @@ def edges_of(spec, dtype):
     return list(samples[spec.name] if isinstance(samples, dict) else samples)
 
 
+def configured(spec, dtype):
+    """Small samples, one for each configuration that those of the specs do not reach in float16."""
+    if dtype != torch.float16 or spec.name != ROW:  # an op for each file of kernels
+        return []
+    seed(SEED)
+    make = maker(dtype, "cpu")
+    if ROW == "conv2d":
+        return [
+            Sample(f"{C} channels to {K}", (make(1, C, 3, 3), make(K, C, 2, 2), make(K)))
+            for C, K in ((20, 40), (40, 20))
+        ]
+    gates = {"rnn": 1, "gru": 3}.get(ROW)
+    return [
+        Sample(f"hidden {H}", (make(2, 1, 2), make(1, 1, H), weights_for(make, gates, 2, H)))
+        for H in (20, 40, 100)
+        if gates
+    ]
+
+
 def slow(spec, sample):
     """What an interpreter takes seconds for and other samples show: a window of 289 cells, but in float32 and planes; an image
     of the course under overlapping windows (without them it is there); float16 of both nonlinearities and of depthwise ones.
@@ -74,7 +94,7 @@ def cases():
     """Ops that share their kernels take turns with float16, which is float32's code, and with what is not small."""
     found = []
     for dtype in (torch.float32, torch.float16):
-        for source, most in ((samples_of, MOST[dtype]), (edges_of, 300_000)):
+        for source, most in ((samples_of, MOST[dtype]), (edges_of, 300_000), (configured, 300_000)):
             every = {spec.name: source(spec, dtype) for spec in SPECS}
             for spec in SPECS:
                 mine = in_turn(spec, {o.name: every[o.name] for o in SPECS if o.kernels == spec.kernels})

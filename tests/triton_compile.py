@@ -6,10 +6,15 @@ configuration of each kernel: the others differ from it in sizes that float16 an
 """
 
 import json
+import re
+import subprocess
 import sys
+import tempfile
 from importlib import import_module
+from pathlib import Path
 
 from triton import compile as triton_compile
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -59,8 +64,20 @@ def build(one: dict, arch: int) -> dict:
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in one["constants"].items()})
     made = triton_compile(source, target=GPUTarget("cuda", arch, 32), options=one["options"])
     ptx = made.asm["ptx"]
+    cubin = made.asm["cubin"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", used).groups())
     cores = next((name for name in ("tcgen05.mma", "wgmma.mma_async", "mma.sync") if name in ptx), "")
-    return {"shared": made.metadata.shared, "cubin": len(made.asm["cubin"]), "tensor_cores": cores}
+    return {
+        "shared": made.metadata.shared,
+        "cubin": len(cubin),
+        "tensor_cores": cores,
+        "registers": registers,
+        "stack": stack,
+    }
 
 
 def main() -> None:

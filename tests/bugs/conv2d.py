@@ -1,6 +1,6 @@
 """Bugs to plant in convolutions' CPU kernels."""
 
-from . import PAIRS, VALUES, VECTORS, Bug
+from . import PAIRS, VALUES, Bug
 
 BUGS = (
     Bug(
@@ -43,14 +43,14 @@ BUGS = (
         "csrc/cpu/conv_cells.h",
         "lanes == whole ? load",
         "lanes != 0 ? load",
-        VECTORS + "conv2d",
+        VALUES + "conv2d",
     ),
     Bug(
         "a window cell's padding for its neighbour's",
         "csrc/cpu/conv_cells.h",
         "meets[tap[k0 + k]]",
         "meets[tap[k]]",
-        VECTORS + "conv2d",
+        VALUES + "conv2d",
     ),
     Bug(
         "copied cells of the second block from the first",

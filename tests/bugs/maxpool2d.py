@@ -1,6 +1,6 @@
 """Bugs to plant in max pooling's CPU kernels."""
 
-from . import VALUES, VECTORS, Bug
+from . import VALUES, Bug
 
 BUGS = (
     Bug("lost NaN", "csrc/cpu/pool_lanes.h", "(v > value) | (v != v);", "(v > value);", VALUES + "max_pool2d"),
@@ -72,13 +72,13 @@ BUGS = (
         "csrc/cpu/pool.h",
         "in_order(best.at)",
         "best.at",
-        VECTORS + "max_pool2d",
+        VALUES + "max_pool2d",
     ),
     Bug(
         "the last position of an odd row lost",
         "csrc/cpu/pool_lanes.h",
         "if (n & 1) std::memcpy(p, &bytes, 1);",
         "",
-        VECTORS + "max_pool2d",
+        VALUES + "max_pool2d",
     ),
 )
