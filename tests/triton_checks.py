@@ -20,6 +20,7 @@ from triton.runtime import interpreter
 from torchsmith import triton_backend
 from torchsmith.dispatch import backend, explain
 from torchsmith.kernels import _gemm
+from torchsmith.kernels._shared import Config
 from torchsmith.ops._recurrent_samples import maker, weights_for
 from torchsmith.spec import Sample, all_specs
 
@@ -144,6 +145,23 @@ def test_what_the_kernels_do_not_compute_is_cpps():
             ours = Call(sample).run(spec.function)
             assert explain().implementation == "cpp" and "float64" in explain().reason
             torch.testing.assert_close(ours, Call(sample).run(spec.reference))
+
+
+def configurations(module):
+    """The configurations that a file of kernels keeps: tuples of them, some by size."""
+    for value in vars(module).values():
+        for one in value.values() if type(value) is dict else [value]:
+            if isinstance(one, tuple):
+                yield from (config for config in one if isinstance(config, Config))
+
+
+def test_every_configuration_was_launched_in_float16():
+    """What is compiled afterwards is what was launched. The product's are linear's to show."""
+    launches = [one for one in LAUNCHED.values() if "float16" in one["tensors"].values()]
+    for file in {one["file"] for one in launches if ROW == "linear" or one["file"] != "_gemm"}:
+        here = [one["constants"].items() for one in launches if one["file"] == file]
+        for config in configurations(importlib.import_module(f"torchsmith.kernels.{file}")):
+            assert any(config.items() <= constants for constants in here), (file, config.label)
 
 
 def test_every_kernel_was_launched():
