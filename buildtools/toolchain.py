@@ -20,8 +20,9 @@ TORCH_TARGET = "2.10"
 TORCH_TARGET_VERSION = "0x020a000000000000"
 
 #: No -ffast-math: NaN and inf must behave. What is given up is only errno, traps and uncontracted multiply-adds.
+#: Aligned loops: where the innermost loop of a product happened to lie made up to 6 % of its time.
 CXX_FLAGS = (
-    "-std=c++20 -O3 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden "
+    "-std=c++20 -O3 -falign-loops=32 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden "
     "-fno-math-errno -fno-trapping-math -ffp-contract=fast -Wall -Wextra"
 ).split()
 

@@ -54,6 +54,7 @@ LINEARS = {
     "few columns of both gradients": linear(7, 70, 10),
     "rows in several shares, of two threads too": linear(500, 33, 65),
     "rows in one share, two blocks": linear(130, 300, 66),
+    "panels of W in groups, two blocks": linear(20, 301, 300),
 }
 
 

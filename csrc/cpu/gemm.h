@@ -32,6 +32,9 @@ constexpr int64_t kTall = 192;
 // Columns packed at a time where several blocks of A pass over them: 256 x 2048 floats are 2 MB, which the last-level cache
 // holds for all cores.
 constexpr int64_t kWide = 2048;
+// Panels packed together where each is used once, row by row of B: as many as a share of L2 holds. A panel alone would visit
+// each row's page, and so would the next one; from more pages than the first level of the TLB knows that costs a quarter.
+constexpr int64_t kPanels = 8, kPanelBytes = 128 << 10, kPages = 64;
 
 // The depth of each block of K: equal shares rather than full blocks and a short rest. Even, so that pairs are not cut.
 template <class T>
@@ -96,12 +99,14 @@ constexpr int kDirectRows = 6;
 constexpr int64_t kDirectColumns = 64;  // columns of C up to which packing the left factor does not pay
 
 constexpr int kAhead = 8;  // rows that are asked for before they are copied
+constexpr int64_t kLine = 64;  // bytes of a cache line
 
 // A matrix b[k * row_stride + j * column_stride] as the right factor. A panel is panel[k * kColumns + j], zero beyond columns.
 template <class T>
 struct RightStrided {
   const T* b;
   int64_t row_stride, column_stride;
+  bool by_rows() const { return column_stride == 1; }
   void panel(T* buffer, int64_t k0, int64_t depth, int64_t j0, int columns) const {
     constexpr int W = kColumns<T>;
     const T* src = b + k0 * row_stride + j0 * column_stride;
@@ -160,8 +165,19 @@ void tile(int64_t steps, const Lane<T>* a, int64_t pitch, const Lane<T>* b, C* c
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
     row[i] = direct ? a + i * pitch : a + i;
-    __builtin_prefetch(c + i * ldc, 1);  // is there when the sums are
+    for (int64_t at = 0; at < V * L; at += kLine / static_cast<int64_t>(sizeof(C)))
+      __builtin_prefetch(c + i * ldc + at, 1);  // is there when the sums are
   }
+  if ((reinterpret_cast<uintptr_t>(c) | ldc * sizeof(C)) % kLine)  // and the line that a row ends in, which is another one
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) __builtin_prefetch(c + i * ldc + V * L - 1, 1);
+  // The next tile's rows begin where no hardware foresees them: it sees these end. It goes on by itself from two lines on.
+  if (direct && pitch > steps)
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+      __builtin_prefetch(row[i] + R * pitch);
+      __builtin_prefetch(row[i] + R * pitch + kLine / sizeof(Lane<T>));
+    }
 #pragma GCC unroll kUnroll
   for (int64_t k = 0; k < steps; ++k) {
     Vec<Lane<T>> bv[V];
@@ -227,6 +243,11 @@ struct RightPacked {
     return {buffer, K, N};
   }
 };
+
+template <class T>
+TS_INLINE int64_t panels_together(int64_t steps) {
+  return max_of<int64_t>(1, min_of<int64_t>(kPanels, kPanelBytes / static_cast<int64_t>(sizeof(Lane<T>)) / (steps * kColumns<T>)));
+}
 
 template <class T>
 struct Block {  // of K: steps [k0, k0 + depth); whether it is the first and the last
@@ -295,10 +316,23 @@ void gemm_part(int64_t K, const Left& left, const Right& right, int64_t i_begin,
     right.panel(to, block.k0, block.depth, j, static_cast<int>(min_of<int64_t>(W, j_end - j)));
   };
   const int64_t most_steps = lanes_of<T>(block_depth<T>(K));
-  if (i_end - i_begin <= kTall / rows * rows) {  // each panel of B is used once: packed where it is used, it never leaves L1
-    Lane<T>* const packed = scratch<Lane<T>>(Slot::pack_b, most_steps * W);
+  if (i_end - i_begin <= kTall / rows * rows) {  // each panel of B is used once: packed just before, it does not leave the cache
+    const int64_t together = right.by_rows() && most_steps > kPages ? panels_together<T>(most_steps) * W : W;
+    Lane<T>* const packed = scratch<Lane<T>>(Slot::pack_b, most_steps * together);
     for_blocks<T>(K, [&](const Block<T>& block) {
-      const auto panel = [&](int64_t j) { return pack(packed, block, j), packed; };
+      const int64_t steps = lanes_of<T>(block.depth);
+      int64_t begin = j_begin, end = j_begin;
+      const auto panel = [&](int64_t j) {
+        if (j < begin || j >= end) {
+          begin = j, end = min_of(j_end, j + together);
+          const int64_t share = together == W ? block.depth : kAhead;
+          for (int64_t k = 0; k < block.depth; k += share)
+            for (int64_t at = begin; at < end; at += W)
+              right.panel(packed + (at - begin) * steps + k / kPair<T> * W, block.k0 + k, min_of(share, block.depth - k), at,
+                          static_cast<int>(min_of<int64_t>(W, end - at)));
+        }
+        return packed + (j - begin) * steps;
+      };
       gemm_block<T>(left, i_begin, i_end, rows, block, panel, j_begin, j_end, c, ldc, e);
     });
     return;

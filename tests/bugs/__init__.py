@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from dataclasses import dataclass
 
-__all__ = ["Bug", "PAIRS", "VALUES", "VALUES", "all_bugs"]
+__all__ = ["Bug", "PAIRS", "VALUES", "all_bugs"]
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,13 @@ BUGS = (
         VALUES + "linear",
     ),
     Bug(
+        "rows of a group of panels over its first ones",
+        "csrc/cpu/gemm.h",
+        "steps + k / kPair<T> * W, block.k0",
+        "steps, block.k0",
+        VALUES + "linear",
+    ),
+    Bug(
         "rows beyond the first share of A lost",
         "csrc/cpu/gemm.h",
         "i0 < i_end; i0 += tall",
