@@ -23,7 +23,7 @@ from .dispatch import KERNEL_DTYPES
 
 __all__ = ["Layer", "convert", "revert", "survey"]
 
-NAMES = ("Conv2d", "MaxPool2d", "Linear", "RNNCell", "GRUCell", "RNN", "GRU", "Sequential")
+NAMES = ("AvgPool2d", "Conv2d", "MaxPool2d", "Linear", "RNNCell", "GRUCell", "RNN", "GRU", "Sequential")
 TWINS: dict[type, type] = {getattr(nn, name): getattr(ours, name) for name in NAMES}
 NATIVES = {twin: native for native, twin in TWINS.items()}
 OURS = frozenset(getattr(ours, name) for name in ours.__all__)
@@ -44,7 +44,7 @@ class Layer:
 def convert(model: nn.Module, inplace: bool = False) -> nn.Module:
     """The model on torchsmith's ops: same results within rounding, same state_dict.
 
-    Conv2d, MaxPool2d, Linear, RNNCell, GRUCell, RNN and GRU of torch.nn become torchsmith's; Conv2d -> ReLU (-> MaxPool2d, or
+    Conv2d, MaxPool2d, AvgPool2d of stride 1, Linear, RNNCell, GRUCell, RNN and GRU of torch.nn become torchsmith's; Conv2d -> ReLU (-> MaxPool2d, or
     with the two the other way round) and Linear -> ReLU run as one op, in a Sequential and in a forward that
     ``torch.fx`` can trace and that is straight-line code. Everything else is left alone: subclasses, scripted, quantized and
     lazily initialised layers, dtypes and devices without kernels. :func:`torchsmith.explain` says for each layer what was
@@ -212,6 +212,8 @@ def _twin(module: nn.Module) -> tuple[type | None, str]:
             return None, f"no kernel for {t.dtype} ({name})"
         if t.device.type not in ("cpu", "cuda", "meta"):
             return None, f"no kernel for device {t.device.type}"
+    if cls is nn.AvgPool2d and (why := ours.AvgPool2d.unequal(module)):
+        return None, why
     return TWINS[cls], ""
 
 

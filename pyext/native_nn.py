@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import GRU, RNN, Conv2d, GRUCell, Linear, MaxPool2d, RNNCell, Sequential
+from torch.nn import GRU, RNN, AvgPool2d, Conv2d, GRUCell, Linear, MaxPool2d, RNNCell, Sequential
 
 from .nn import PoolArguments
 
 __all__ = [
     "GRU",
     "RNN",
+    "AvgPool2d",
     "Conv2d",
     "Conv2dReLU",
     "Conv2dReLUMaxPool2d",

@@ -9,13 +9,15 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 from torch.nn.utils.rnn import PackedSequence
 
-from . import chains, ops
+from . import chains, dispatch, ops
 
 __all__ = [
     "GRU",
     "RNN",
+    "AvgPool2d",
     "Conv2d",
     "Conv2dReLU",
     "Conv2dReLUMaxPool2d",
@@ -92,6 +94,45 @@ class MaxPool2d(nn.MaxPool2d):
         return ops.max_pool2d(
             input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
         )
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """:class:`torch.nn.AvgPool2d`; with stride 1 on the CPU, in float32 and float64, on :func:`torchsmith.conv2d`.
+
+    Averages of all windows are a convolution of each channel with equal weights, whose kernel works on whole vectors where
+    native's pool works cell by cell. Other strides, dtypes and devices, small inputs and compiled graphs are torch's own.
+    """
+
+    #: Additions from which the call pays: a convolution's takes longer than a pool's.
+    FROM = 100_000
+
+    def unequal(self) -> str:
+        """Why windows are not all averaged alike, side by side; empty if they are."""
+        padding = _pair(self.padding)
+        if _pair(self.stride) != (1, 1):
+            return f"average pool with stride {self.stride}"
+        if any(padding) and not self.count_include_pad:
+            return "average pool whose windows are smaller at the border"
+        if any(not 0 <= 2 * p <= k for p, k in zip(padding, _pair(self.kernel_size), strict=True)):
+            return "average pool that torch refuses"
+        return ""
+
+    def forward(self, input: Tensor) -> Tensor:
+        kh, kw = _pair(self.kernel_size)
+        if dispatch.use_kernel("conv2d", input, self.unequal() or self._costs_more(input, kh * kw)):
+            channels = input.shape[-3]
+            weight = input.new_full((channels, 1, kh, kw), 1 / (self.divisor_override or kh * kw))
+            return ops.conv2d(input, weight, None, 1, self.padding, 1, channels)
+        return super().forward(input)
+
+    def _costs_more(self, input: Tensor, area: int) -> str:
+        if dispatch.is_compiling():
+            return "average pool in a compiled graph"
+        if input.dim() not in (3, 4) or input.device.type != "cpu" or input.dtype not in (torch.float32, torch.float64):
+            return f"average pool of {input.dim()}D {input.dtype} on {input.device.type}"
+        if torch.is_autocast_enabled("cpu"):
+            return "average pool under autocast, which would round a convolution's factors"
+        return "small average pool" if input.numel() * area < self.FROM else ""
 
 
 class Linear(nn.Linear):

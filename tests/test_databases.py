@@ -204,6 +204,7 @@ def test_error_inputs(name, record_property):
 MODULES = {
     "Conv2d": (4, 4),
     "MaxPool2d": (3, 3),
+    "AvgPool2d": (2, 2),
     "Linear": (3, 3),
     "RNNCell": (3, 3),
     "GRUCell": (2, 2),

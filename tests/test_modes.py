@@ -10,7 +10,7 @@ import processes  # noqa: F401  (what its processes have imported, those of fork
 import pytest
 import torch
 from compare import compare
-from layers import EVERY, MODULES
+from layers import EVERY, MODULES, POOLS
 from torch import multiprocessing as mp
 from torch import nn as plain
 from torch.nn.utils import parametrizations, parametrize
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torchsmith import native_nn, nn
 from torchsmith.dispatch import explain
 
-WEIGHTED = pytest.mark.parametrize("name", [name for name in MODULES if name != "MaxPool2d"])
+WEIGHTED = pytest.mark.parametrize("name", [name for name in MODULES if name not in POOLS])
 
 
 def made(name, library=nn, **keywords):
@@ -108,7 +108,7 @@ def test_autocast_of_cuda_tensors(name, autocast_of_cuda):
             outputs = torch.func.functional_call(module, parameters, torch.empty(x.shape, device="cuda"))
         found.append([(t.shape, t.dtype, t.device.type) for t in tree_leaves(outputs)])
     assert found[0] == found[1]
-    assert found[0][0][1:] == (torch.float32 if name == "MaxPool2d" else autocast_of_cuda, "cuda")
+    assert found[0][0][1:] == (torch.float32 if name in POOLS else autocast_of_cuda, "cuda")
 
 
 @pytest.mark.parametrize("inner", ["vmap", "checkpoint"])

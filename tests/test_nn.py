@@ -18,6 +18,8 @@ PLAIN = [
     ("Conv2d", (3, 5, 3), {"padding": (1, 2), "padding_mode": "reflect"}, (3, 9, 8)),
     ("MaxPool2d", (3,), {"stride": 2, "padding": 1, "ceil_mode": True}, (2, 3, 9, 8)),
     ("MaxPool2d", (2,), {"return_indices": True}, (3, 9, 8)),
+    ("AvgPool2d", (3,), {"stride": 1, "padding": 1}, (4, 40, 9, 8)),
+    ("AvgPool2d", ((2, 5),), {"stride": (1, 1), "padding": (0, 2), "divisor_override": 7}, (50, 25, 9)),
     ("Linear", (5, 7), {}, (2, 3, 5)),
     ("Linear", (5, 7), {"bias": False}, (5,)),
     ("RNNCell", (4, 6), {"nonlinearity": "relu"}, (3, 4)),
@@ -116,6 +118,9 @@ def test_packed(cell):
         ("Linear", (3, 5), (torch.zeros(2, 4),)),
         ("Conv2d", (3, 5, 3), (torch.zeros(2, 4, 8, 8),)),
         ("MaxPool2d", (3,), (torch.zeros(2, 4, 1, 1),)),
+        ("AvgPool2d", (3, 1), (torch.zeros(90, 90, 2, 2),)),
+        ("AvgPool2d", (3, 1, 2), (torch.zeros(90, 90, 4, 4),)),
+        ("AvgPool2d", (3, 1), (torch.zeros(200, 200),)),
     ],
 )
 def test_errors_are_of_torch_types(name, args, inputs):

@@ -14,7 +14,6 @@ from __future__ import annotations
 from types import ModuleType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchsmith import nn as ours
@@ -35,6 +34,7 @@ class InceptionA(nn.Module):
 
     def __init__(self, in_channels: int, *, layers: ModuleType = ours) -> None:
         super().__init__()
+        self.pool = layers.AvgPool2d(3, stride=1, padding=1)
         self.branch_pool = layers.Conv2d(in_channels, 24, 1)
         self.branch1x1 = layers.Conv2d(in_channels, 16, 1)
         self.branch5x5_1 = layers.Conv2d(in_channels, 16, 1)
@@ -49,7 +49,7 @@ class InceptionA(nn.Module):
             self.branch1x1(x),
             self.branch5x5_2(self.branch5x5_1(x)),
             self.branch3x3_3(self.branch3x3_2(self.branch3x3_1(x))),
-            self.branch_pool(F.avg_pool2d(x, 3, 1, 1)),
+            self.branch_pool(self.pool(x)),
         )
         return torch.cat(branches, 1)
 
