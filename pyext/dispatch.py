@@ -211,7 +211,7 @@ def use_kernel(op: str, input: torch.Tensor, unfit: str = "", rules: frozenset[s
     if is_compiling():  # traced once: nothing to record, and functorch's own state is torch's business
         fits = input.dtype in KERNEL_DTYPES and _device_has_kernels(op, input.device.type)
         return not unfit and chosen(op) != "torch" and fits
-    reason = unfit or _why_not(op, input, rules)
+    reason = unfit or why_not(op, input, rules)
     kernel = f"{input.device.type} kernel for {input.dtype}"
     if chosen(op) == "triton":
         other = triton_backend.computes(_kernels[op], input)
@@ -223,7 +223,8 @@ def use_kernel(op: str, input: torch.Tensor, unfit: str = "", rules: frozenset[s
     return not reason
 
 
-def _why_not(op: str, input: torch.Tensor, rules: frozenset[str]) -> str:
+def why_not(op: str, input: torch.Tensor, rules: frozenset[str] = frozenset()) -> str:
+    """Why no kernel of ours computes a call with such an input, as far as backends and torch's modes say; empty if one does."""
     if chosen(op) == "torch":
         return 'backend("torch") is set'
     if input.dtype not in KERNEL_DTYPES:

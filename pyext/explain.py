@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from . import chains, dispatch, tuned, tuning
+from . import nn as ours
 
 __all__ = ["Line", "explain"]
 
@@ -75,9 +76,11 @@ def _layers(model: Any, lines: list[Line]) -> Iterator[list[tuple[str, nn.Module
         name, _ = path.pop()
         if begun.pop() == len(lines) and not list(module.children()):
             _finish(lines)
-            why = (
-                "a layer of torch.nn" if type(module).__module__.startswith("torch.nn") else "calls no op of torchsmith"
-            )
+            why = "calls no op of torchsmith"
+            if type(module).__module__.startswith("torch.nn"):
+                why = "a layer of torch.nn"
+            elif isinstance(module, ours.AvgPool2d):
+                why = module.why_torch(*args) or why
             lines.append(Line(name, type(module).__name__, "", _shapes(args), "torch", why, {}))
 
     named = list(model.named_modules()) if isinstance(model, nn.Module) else []

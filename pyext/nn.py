@@ -6,6 +6,8 @@ Linear. ``Sequential`` fuses what stands in a row in it. The same names on plain
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -117,22 +119,27 @@ class AvgPool2d(nn.AvgPool2d):
             return "average pool that torch refuses"
         return ""
 
-    def forward(self, input: Tensor) -> Tensor:
-        kh, kw = _pair(self.kernel_size)
-        if dispatch.use_kernel("conv2d", input, self.unequal() or self._costs_more(input, kh * kw)):
-            channels = input.shape[-3]
-            weight = input.new_full((channels, 1, kh, kw), 1 / (self.divisor_override or kh * kw))
-            return ops.conv2d(input, weight, None, 1, self.padding, 1, channels)
-        return super().forward(input)
-
-    def _costs_more(self, input: Tensor, area: int) -> str:
+    def why_torch(self, input: Tensor) -> str:
+        """Why torch's own pool computes this input's averages; empty if a convolution does."""
+        if unequal := self.unequal():
+            return unequal
         if dispatch.is_compiling():
             return "average pool in a compiled graph"
         if input.dim() not in (3, 4) or input.device.type != "cpu" or input.dtype not in (torch.float32, torch.float64):
             return f"average pool of {input.dim()}D {input.dtype} on {input.device.type}"
         if torch.is_autocast_enabled("cpu"):
             return "average pool under autocast, which would round a convolution's factors"
-        return "small average pool" if input.numel() * area < self.FROM else ""
+        if input.numel() * math.prod(_pair(self.kernel_size)) < self.FROM:
+            return "small average pool"
+        return dispatch.why_not("conv2d", input)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.why_torch(input):
+            return super().forward(input)
+        kh, kw = _pair(self.kernel_size)
+        channels = input.shape[-3]
+        weight = input.new_full((channels, 1, kh, kw), 1 / (self.divisor_override or kh * kw))
+        return ops.conv2d(input, weight, None, 1, self.padding, 1, channels)
 
 
 class Linear(nn.Linear):

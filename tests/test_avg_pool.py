@@ -74,26 +74,42 @@ LEFT = {
 }
 
 
+def reason(pool, x):
+    """What explain says of a pool that is left to torch."""
+    (line,) = torchsmith.explain(pool, x)
+    assert (line.op, line.implementation) == ("", "torch")
+    return line.reason
+
+
 @pytest.mark.parametrize("name", LEFT)
 def test_left_to_torch(name):
     """Bit for bit, and explain says why."""
     arguments, keywords, dtype, why = LEFT[name]
     x = torch.randn(2, 3, 8, 8).to(dtype)
-    assert torch.equal(nn.AvgPool2d(*arguments, **keywords)(x), native.AvgPool2d(*arguments, **keywords)(x))
-    assert explain().implementation == "torch" and why in explain().reason
+    ours = nn.AvgPool2d(*arguments, **keywords)
+    assert torch.equal(ours(x), native.AvgPool2d(*arguments, **keywords)(x))
+    assert why in reason(ours, x)
 
 
 def test_small_autocast_compiled_and_set_elsewhere(monkeypatch):
     x, pool = torch.randn(2, 3, 8, 8), nn.AvgPool2d(3, 1, 1)
     expected = F.avg_pool2d(x, 3, 1, 1)
     with torchsmith.backend("torch"):
-        assert torch.equal(pool(x), expected) and "backend" in explain().reason
+        assert torch.equal(pool(x), expected) and "backend" in reason(pool, x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert pool(x).dtype == torch.float32 and "autocast" in explain().reason
+        assert pool(x).dtype == torch.float32 and "autocast" in reason(pool, x)
     graph = torch.export.export(pool, (x,)).graph
     assert [str(n.target) for n in graph.nodes if n.op == "call_function"] == ["aten.avg_pool2d.default"]
     monkeypatch.setattr(nn.AvgPool2d, "FROM", x.numel() * 9 + 1)
-    assert torch.equal(pool(x), expected) and "small" in explain().reason
+    assert torch.equal(pool(x), expected) and "small" in reason(pool, x)
+
+
+def test_explained_among_other_layers():
+    """Each line is about its own layer, whatever the next one decides."""
+    model = native.Sequential(nn.AvgPool2d(3, 1, 1), nn.AvgPool2d(2), nn.Conv2d(3, 2, 3))
+    lines = torchsmith.explain(model, torch.randn(2, 3, 8, 8))
+    assert [(line.op, line.implementation) for line in lines] == [("conv2d", "cpp"), ("", "torch"), ("conv2d", "cpp")]
+    assert "stride" in lines[1].reason
 
 
 def test_converted():
