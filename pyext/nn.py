@@ -11,7 +11,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 from torch.nn.utils.rnn import PackedSequence
 
 from . import chains, dispatch, ops
@@ -98,6 +97,12 @@ class MaxPool2d(nn.MaxPool2d):
         )
 
 
+def _two(value) -> tuple[int, ...]:
+    """A size of a pool as torch takes it: a number, or one or two in a tuple (of strides none, which means the window)."""
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return sizes * 2 if len(sizes) == 1 else sizes
+
+
 class AvgPool2d(nn.AvgPool2d):
     """:class:`torch.nn.AvgPool2d`; with stride 1 on the CPU, in float32 and float64, on :func:`torchsmith.conv2d`.
 
@@ -110,12 +115,12 @@ class AvgPool2d(nn.AvgPool2d):
 
     def unequal(self) -> str:
         """Why windows are not all averaged alike, side by side; empty if they are."""
-        padding = _pair(self.padding)
-        if _pair(self.stride) != (1, 1):
+        padding = _two(self.padding)
+        if _two(self.stride) != (1, 1):
             return f"average pool with stride {self.stride}"
         if any(padding) and not self.count_include_pad:
             return "average pool whose windows are smaller at the border"
-        if any(not 0 <= 2 * p <= k for p, k in zip(padding, _pair(self.kernel_size), strict=True)):
+        if any(not 0 <= 2 * p <= k for p, k in zip(padding, _two(self.kernel_size), strict=True)):
             return "average pool that torch refuses"
         return ""
 
@@ -129,17 +134,17 @@ class AvgPool2d(nn.AvgPool2d):
             return f"average pool of {input.dim()}D {input.dtype} on {input.device.type}"
         if torch.is_autocast_enabled("cpu"):
             return "average pool under autocast, which would round a convolution's factors"
-        if input.numel() * math.prod(_pair(self.kernel_size)) < self.FROM:
+        if input.numel() * math.prod(_two(self.kernel_size)) < self.FROM:
             return "small average pool"
         return dispatch.why_not("conv2d", input)
 
     def forward(self, input: Tensor) -> Tensor:
         if self.why_torch(input):
             return super().forward(input)
-        kh, kw = _pair(self.kernel_size)
+        kh, kw = _two(self.kernel_size)
         channels = input.shape[-3]
         weight = input.new_full((channels, 1, kh, kw), 1 / (self.divisor_override or kh * kw))
-        return ops.conv2d(input, weight, None, 1, self.padding, 1, channels)
+        return ops.conv2d(input, weight, None, 1, _two(self.padding), 1, channels)
 
 
 class Linear(nn.Linear):

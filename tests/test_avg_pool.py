@@ -16,6 +16,7 @@ OURS = {
     "no padding, none counted": ((3, 1, 0, False, False), (2, 3, 9, 11)),
     "ceil mode": ((4, 1, 2, True), (2, 3, 9, 11)),
     "divisor": ((3, 1, 1, False, True, 4), (2, 3, 9, 11)),
+    "sizes of one number": (((3,), (1,), (1,)), (2, 3, 9, 11)),
     "one image": ((3, 1, 1), (5, 9, 11)),
     "one channel": ((3, 1, 1), (2, 1, 9, 11)),
     "no images": ((3, 1, 1), (0, 3, 9, 11)),
@@ -59,6 +60,29 @@ def test_second_derivatives():
     assert torch.autograd.gradcheck(nn.AvgPool2d(3, 1, 1), (x,)) and torch.autograd.gradgradcheck(
         nn.AvgPool2d(3, 1, 1), (x,)
     )
+
+
+def database():
+    invocations = pytest.importorskip("torch.testing._internal.common_methods_invocations", reason="no OpInfo database")
+    (info,) = (info for info in invocations.op_db if info.name == "nn.functional.avg_pool2d")
+    return info
+
+
+def test_samples_of_the_database():
+    samples = list(database().sample_inputs("cpu", torch.float64))
+    for sample in samples:
+        expected = F.avg_pool2d(sample.input, *sample.args, **sample.kwargs)
+        torch.testing.assert_close(nn.AvgPool2d(*sample.args, **sample.kwargs)(sample.input), expected)
+    assert len(samples) >= 7
+
+
+def test_error_inputs_of_the_database():
+    errors = list(database().error_inputs("cpu"))
+    for error in errors:
+        given = error.sample_input
+        with pytest.raises(error.error_type, match=error.error_regex):
+            nn.AvgPool2d(*given.args, **given.kwargs)(given.input)
+    assert len(errors) >= 5
 
 
 def test_nan_and_inf_stay_in_their_windows():
