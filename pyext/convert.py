@@ -44,11 +44,11 @@ class Layer:
 def convert(model: nn.Module, inplace: bool = False) -> nn.Module:
     """The model on torchsmith's ops: same results within rounding, same state_dict.
 
-    Conv2d, MaxPool2d, AvgPool2d of stride 1, Linear, RNNCell, GRUCell, RNN and GRU of torch.nn become torchsmith's; Conv2d -> ReLU (-> MaxPool2d, or
-    with the two the other way round) and Linear -> ReLU run as one op, in a Sequential and in a forward that
-    ``torch.fx`` can trace and that is straight-line code. Everything else is left alone: subclasses, scripted, quantized and
-    lazily initialised layers, dtypes and devices without kernels. :func:`torchsmith.explain` says for each layer what was
-    done and why. Calls that native computes faster on this machine are found, and left to it, by :func:`torchsmith.tune`.
+    Conv2d, MaxPool2d, AvgPool2d with stride 1, Linear, RNNCell, GRUCell, RNN and GRU of torch.nn become torchsmith's;
+    Conv2d -> ReLU (-> MaxPool2d, or with the two the other way round) and Linear -> ReLU run as one op, in a Sequential and in
+    a forward that ``torch.fx`` can trace and that is straight-line code. Everything else is left alone: subclasses, scripted,
+    quantized and lazily initialised layers, dtypes and devices without kernels. :func:`torchsmith.explain` says for each layer
+    what was done and why. Calls that native computes faster on this machine are found, and left to it, by :func:`torchsmith.tune`.
 
     Args:
         model: any module, on any device, in training or not.

@@ -79,7 +79,7 @@ def _layers(model: Any, lines: list[Line]) -> Iterator[list[tuple[str, nn.Module
             why = "calls no op of torchsmith"
             if type(module).__module__.startswith("torch.nn"):
                 why = "a layer of torch.nn"
-            elif isinstance(module, ours.AvgPool2d):
+            elif isinstance(module, ours.AvgPool2d) and args:  # none where the input was given by name
                 why = module.why_torch(*args) or why
             lines.append(Line(name, type(module).__name__, "", _shapes(args), "torch", why, {}))
 

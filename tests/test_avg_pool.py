@@ -136,6 +136,11 @@ def test_explained_among_other_layers():
     assert "stride" in lines[1].reason
 
 
+def test_explained_with_its_input_given_by_name():
+    lines = torchsmith.explain(nn.AvgPool2d(2), input=torch.randn(2, 3, 8, 8))
+    assert [(line.kind, line.implementation) for line in lines] == [("AvgPool2d", "torch")]
+
+
 def test_converted():
     model = native.Sequential(native.AvgPool2d(3, 1, 1), native.AvgPool2d(2))
     converted = torchsmith.convert(model)
