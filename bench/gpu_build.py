@@ -1,4 +1,4 @@
-"""Builds the libraries and lays the package out in a folder, for a process with that folder on PYTHONPATH. Installs nothing."""
+"""Builds the libraries, or takes those of a second folder, and lays the package out in a folder, for a process with that folder on PYTHONPATH. Installs nothing."""
 
 from __future__ import annotations
 
@@ -23,5 +23,6 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT / "buildtools"))
     import ninjafile
 
-    target = Path(sys.argv[1])
-    lay_out(target, ninjafile.build(ROOT, "0.1.0", target / "objects"))
+    target, *built = map(Path, sys.argv[1:])
+    found = {p.name: p for folder in built for p in folder.glob("*.so")}
+    lay_out(target, found or ninjafile.build(ROOT, "0.1.0", target / "objects"))

@@ -1,4 +1,4 @@
-"""Ours, native eager, torch.compile and CUDA-graph replays of both, on the course's shapes: interleaved, medians.
+"""Auto, C++, Triton, native eager, torch.compile and CUDA-graph replays, on the course's shapes: interleaved, medians.
 
     python -m torchsmith.bench.gpu_times     prints one line of JSON
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
@@ -64,21 +64,34 @@ def replay(arm: Arm) -> Arm:
     return run
 
 
+def under(name: str, arm: Arm) -> Arm:
+    """The arm with another backend."""
+
+    def run(count: int) -> None:
+        with dispatch.backend(name):
+            arm(count)
+
+    return run
+
+
 def arms_of(spec, case, mode: str, dtype: torch.dtype, device: torch.device) -> tuple[dict[str, Arm], dict[str, str]]:
-    """The arms, native's results compared with ours first; and why an arm is missing."""
+    """The arms, each of ours compared with native before it is timed; and why an arm is missing."""
     pair = pairs.op_pair(spec, case, mode, dtype, device)
     pair.verify()
-    arms, missing = {"ours": pair.ours, "native": pair.native}, {}
+    arms, missing = {"auto": pair.ours, "native": pair.native}, {}
     if device.type != "cuda":
         return arms, missing
-    torch._dynamo.reset()
+
+    def ours(name: str) -> Arm:
+        with dispatch.backend(name):
+            pair.verify()
+        return under(name, pair.ours)
+
     makers = {
-        "compile": lambda: (
-            pairs.op_pair(
-                spec, case, mode, dtype, device, lambda f: torch.compile(lambda *a, **k: f(*a, **k), dynamic=False)
-            ).native
-        ),
-        "ours graph": lambda: replay(pair.ours),
+        "cpp": lambda: ours("cpp"),
+        "triton": lambda: ours("triton"),
+        "cpp graph": lambda: replay(under("cpp", pair.ours)),
+        "triton graph": lambda: replay(under("triton", pair.ours)),
         "native graph": lambda: replay(pair.native),
     }
     for name, make in makers.items():
@@ -86,32 +99,65 @@ def arms_of(spec, case, mode: str, dtype: torch.dtype, device: torch.device) -> 
             arm = make()
             arm(1)
             arms[name] = arm
-        except Exception as error:  # whatever compile or a capture cannot do is a note, not the end of the others
-            missing[name] = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        except Exception as error:  # whatever a capture cannot do is a note, not the end of the others
+            missing[name] = in_a_line(error)
     return arms, missing
 
 
-def measure(device: torch.device, limit: float = 100, dtype: torch.dtype = torch.float32, **plan) -> Iterator[dict]:
-    """A row for each course shape, mode and TF32 setting of every op with kernels for the device, until time is up."""
+def in_a_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def compiled(spec, case, mode: str, dtype: torch.dtype, device: torch.device) -> Arm:
+    """Native by torch.compile."""
+    torch._dynamo.reset()
+    pair = pairs.op_pair(
+        spec, case, mode, dtype, device, lambda f: torch.compile(lambda *a, **k: f(*a, **k), dynamic=False)
+    )
+    return pair.native
+
+
+def allow_tf32(device: torch.device, value: bool) -> None:
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = value
+
+
+def measure(device: torch.device, limit: float = 100, dtype: torch.dtype = torch.float32, **plan) -> list[dict]:
+    """A row for each course shape, mode and TF32 setting of every op with kernels for the device, until time is up.
+
+    What is then left of the time goes to torch.compile, which takes seconds for each: without TF32, the ops in turn.
+    """
     end = time.monotonic() + limit
+    rows, todo = [], []
     for spec in all_specs():
         if not dispatch._device_has_kernels(spec.name, device.type):
             continue
-        for case in spec.bench:
+        for i, case in enumerate(spec.bench):
             for mode in ("forward", "forward+backward"):
                 for tf32 in (False, True) if device.type == "cuda" else (False,):
                     row = {"op": spec.name, "label": case.label, "mode": mode, "dtype": str(dtype)[6:], "tf32": tf32}
+                    rows.append(row)
                     if time.monotonic() > end:
-                        yield {**row, "error": "not measured: the time was up"}
+                        row["error"] = "not measured: the time was up"
                         continue
-                    if device.type == "cuda":
-                        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+                    allow_tf32(device, tf32)
                     try:
-                        arms, missing = arms_of(spec, case, mode, dtype, device)
-                        yield {**row, "us": medians(arms, device, **plan), "missing": missing}
+                        arms, row["missing"] = arms_of(spec, case, mode, dtype, device)
+                        row["us"] = medians(arms, device, **plan)
                     except Exception as error:
-                        yield {**row, "error": f"{type(error).__name__}: {error}"[:300]}
+                        row["error"] = f"{type(error).__name__}: {error}"[:300]
+                    if device.type == "cuda" and not tf32:
+                        todo.append(((i, mode), row, (spec, case, mode, dtype, device)))
+    allow_tf32(device, False)
+    for _, row, arguments in sorted(todo, key=lambda one: one[0]):
+        if time.monotonic() > end:
+            break
+        try:
+            row["us"]["compile"] = medians({"compile": compiled(*arguments)}, device, **plan)["compile"]
+        except Exception as error:
+            row.setdefault("missing", {})["compile"] = in_a_line(error)
+    return rows
 
 
 if __name__ == "__main__":
-    print(json.dumps({"rows": list(measure(torch.device("cuda")))}))
+    print(json.dumps({"rows": measure(torch.device("cuda"))}))

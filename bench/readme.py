@@ -78,7 +78,7 @@ def gpu(record: Path) -> str:
         f"{data['device']}, driver {data['driver']}, torch {data['torch']}, {data['date'][:10]}; us a call, float32."
     ]
     lines += ["", "Stages: " + ", ".join(f"{name} {entry['status']}" for name, entry in stages.items()) + ".", ""]
-    arms = ("ours", "native", "compile", "ours graph", "native graph")
+    arms = ("auto", "cpp", "triton", "native", "compile", "cpp graph", "triton graph", "native graph")
     lines += ["| op | shape | mode | TF32 | " + " | ".join(arms) + " |", "|---|---|---|---|" + "---:|" * len(arms)]
     for row in stages.get("benchmarks", {}).get("rows", ()):
         if "us" in row:

@@ -3,14 +3,32 @@
 // is done. Only torch's Python attributes are read, as Python would read them: no torch header, no ABI.
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+
 namespace py = pybind11;
 
 namespace {
 
 // What a function made below was given, in the order of its tuple `self`.
-enum Given { kAutocast, kTransforms, kGradEnabled, kForwardAd, kCompiler, kElsewhere, kLast, kKey, kTensors, kPlain, kRecorded };
+enum Given {
+  kAutocast,
+  kTransforms,
+  kGradEnabled,
+  kForwardAd,
+  kCompiler,
+  kElsewhere,
+  kOnCuda,
+  kLast,
+  kKey,
+  kTensors,
+  kPlain,
+  kRecorded,
+  kTf32
+};
 
-enum class Way { long_one, plain, recorded };
+struct Way {
+  bool is_short = false, recorded = false, cuda = false;
+};
 
 // Whether a Python value is true; clears the error of one that was not to be had, which sends the call the long way.
 bool holds(PyObject* value, bool otherwise) {
@@ -39,23 +57,54 @@ bool compiling(PyObject* compiler) {
   return holds(flag, true);
 }
 
-Way way_of(PyObject* self, PyObject* const* tensors, Py_ssize_t count) {
+Way way_of(PyObject* self, PyObject* name, PyObject* const* tensors, Py_ssize_t count) {
   static PyObject* const is_cpu = PyUnicode_InternFromString("is_cpu");
+  static PyObject* const is_cuda = PyUnicode_InternFromString("is_cuda");
   static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
   const auto given = [&](Given what) { return PyTuple_GET_ITEM(self, what); };
   if (compiling(given(kCompiler)) || asks(given(kAutocast), true) || asks(given(kTransforms), true) ||
       forward_mode(given(kForwardAd)))
-    return Way::long_one;
-  bool recorded = false, grad = asks(given(kGradEnabled), true);
+    return {};
+  Way way;
+  bool grad = asks(given(kGradEnabled), true);
   for (Py_ssize_t i = 0; i < count; ++i) {
     if (tensors[i] == Py_None) continue;
-    if (!holds(PyObject_GetAttr(tensors[i], is_cpu), false)) return Way::long_one;
+    if (way.cuda || !holds(PyObject_GetAttr(tensors[i], is_cpu), false)) {
+      // The first decides; a CPU tensor among the others is the kernel's to refuse.
+      if (!way.cuda && (i > 0 || PySet_Contains(given(kOnCuda), name) != 1)) return {};
+      if (!holds(PyObject_GetAttr(tensors[i], is_cuda), false)) return {};
+      way.cuda = true;
+    }
     if (grad && holds(PyObject_GetAttr(tensors[i], requires_grad), false)) {
-      recorded = true;
+      way.recorded = true;
       grad = false;  // no need to ask the others
     }
   }
-  return recorded ? Way::recorded : Way::plain;
+  way.is_short = true;
+  return way;
+}
+
+// What torch.compile's explain() is told of a kernel's call: of a CPU kernel's the op's name alone, which costs nothing to make.
+PyObject* noted(PyObject* name, bool cuda) {
+  return cuda ? Py_BuildValue("(Oss)", name, "cpp", "cuda kernel") : Py_NewRef(name);
+}
+
+// The kernel's arguments, and for a CUDA kernel that takes it whether TF32 is allowed, which recorded calls ask themselves.
+PyObject* computed(PyObject* self, const Way& way, PyObject* const* args, Py_ssize_t count) {
+  const auto given = [&](Given what) { return PyTuple_GET_ITEM(self, what); };
+  PyObject* const function = given(way.recorded ? kRecorded : kPlain);
+  PyObject* const tf32 = given(kTf32);
+  if (!way.cuda || way.recorded || tf32 == Py_None) return PyObject_Vectorcall(function, args, static_cast<size_t>(count), nullptr);
+  constexpr Py_ssize_t kMost = 32;
+  if (count >= kMost) return PyErr_Format(PyExc_TypeError, "short_call: more than %zd arguments", kMost);
+  PyObject* const allowed = PyObject_CallOneArg(tf32, args[0]);
+  if (!allowed) return nullptr;
+  PyObject* all[kMost];
+  std::copy(args, args + count, all);
+  all[count] = allowed;
+  PyObject* const result = PyObject_Vectorcall(function, all, static_cast<size_t>(count + 1), nullptr);
+  Py_DECREF(allowed);
+  return result;
 }
 
 // args: the op's name, then the kernel's arguments, tensors and Nones first.
@@ -67,11 +116,13 @@ PyObject* short_call(PyObject* self, PyObject* const* args, Py_ssize_t count) {
                         tensors, count);
   const int elsewhere = PySet_Contains(given(kElsewhere), args[0]);
   if (elsewhere < 0) return nullptr;
-  const Way way = elsewhere ? Way::long_one : way_of(self, args + 1, tensors);
-  if (way == Way::long_one) Py_RETURN_NONE;
-  if (PyObject_SetItem(given(kLast), given(kKey), args[0])) return nullptr;
-  PyObject* const result = PyObject_Vectorcall(given(way == Way::recorded ? kRecorded : kPlain), args + 1,
-                                               static_cast<size_t>(count - 1), nullptr);
+  const Way way = elsewhere ? Way{} : way_of(self, args[0], args + 1, tensors);
+  if (!way.is_short) Py_RETURN_NONE;
+  PyObject* const note = noted(args[0], way.cuda);
+  const int failed = note ? PyObject_SetItem(given(kLast), given(kKey), note) : -1;
+  Py_XDECREF(note);
+  if (failed) return nullptr;
+  PyObject* const result = computed(self, way, args + 1, count - 1);
   if (!result && PyErr_ExceptionMatches(PyExc_RuntimeError)) {
     PyErr_Clear();
     Py_RETURN_NONE;
@@ -91,19 +142,22 @@ void bind_short_call(py::module_& m) {
   m.def(
       "short_call",
       [](py::object autocast, py::object transforms, py::object grad_enabled, py::dict forward_ad, py::dict compiler,
-         py::set elsewhere, py::dict last, py::str key, py::int_ tensors, py::object plain, py::object recorded) {
-        const py::tuple state = py::make_tuple(autocast, transforms, grad_enabled, forward_ad, compiler, elsewhere, last, key,
-                                               tensors, plain, recorded);
+         py::set elsewhere, py::set on_cuda, py::dict last, py::str key, py::int_ tensors, py::object plain,
+         py::object recorded, py::object tf32) {
+        const py::tuple state = py::make_tuple(autocast, transforms, grad_enabled, forward_ad, compiler, elsewhere, on_cuda, last,
+                                               key, tensors, plain, recorded, tf32);
         PyObject* const function = PyCFunction_New(&definition, state.ptr());
         if (!function) throw py::error_already_set();
         return py::reinterpret_steal<py::object>(function);
       },
       py::arg("autocast"), py::arg("transforms"), py::arg("grad_enabled"), py::arg("forward_ad"), py::arg("compiler"),
-      py::arg("elsewhere"), py::arg("last"), py::arg("key"), py::arg("tensors"), py::arg("plain"), py::arg("recorded"),
+      py::arg("elsewhere"), py::arg("on_cuda"), py::arg("last"), py::arg("key"), py::arg("tensors"), py::arg("plain"),
+      py::arg("recorded"), py::arg("tf32") = py::none(),
       "A function of an op's name and its kernel's arguments, of which the first `tensors` are tensors or None. It calls\n"
       "`recorded`, where autograd has to record, or `plain` with the arguments, notes the op in `last[key]` and returns the\n"
       "result, of a tuple the first. It returns None where the call has to go the long way: under autocast, a transform, forward\n"
-      "mode or export, with what is no CPU tensor, for an op among those `elsewhere`, and after a RuntimeError of the kernel.\n"
+      "mode or export, with what is no CPU tensor, or CUDA tensor of an op `on_cuda`, for an op among those `elsewhere`, and\n"
+      "after a RuntimeError of the kernel. `tf32`, of the first tensor, is the last argument of `plain` for CUDA tensors.\n"
       "Given are the functions that tell of autocast, transforms and grad mode, and the dicts of torch.autograd.forward_ad and\n"
       "torch.compiler.");
 }

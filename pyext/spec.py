@@ -64,6 +64,9 @@ class OpSpec:
     bench: Sequence[BenchCase]
     flops: Callable[[Sample], int]  #: floating-point operations of a forward call
     dtypes: tuple[torch.dtype, ...] = FLOATS
+    slower_on_cuda: str = (
+        ""  #: why ``auto`` leaves CUDA calls to native where nothing was measured: bench/records/gpu.json
+    )
 
 
 _SPECS: dict[str, OpSpec] = {}
@@ -73,7 +76,7 @@ def register(spec: OpSpec) -> OpSpec:
     if spec.name in _SPECS:
         raise ValueError(f"op {spec.name!r} is described twice")
     _SPECS[spec.name] = spec
-    declare(spec.name, spec.kernels)
+    declare(spec.name, spec.kernels, spec.slower_on_cuda)
     return spec
 
 

@@ -10,6 +10,7 @@ os.environ["TORCHSMITH_CACHE"] = _CACHE.name
 
 # Processes that a test starts are no workers.
 _WORKER = os.environ.pop("PYTEST_XDIST_WORKER", None)
+_LOST = []  # the test in which this process lost the GPU
 
 
 def pytest_configure(config):
@@ -22,6 +23,7 @@ def pytest_configure(config):
     # TF32 is another contract. Set before the databases of torch.testing are imported, which forbid setting it.
     if os.environ.get("TORCHSMITH_TEST_DEVICE", "cpu").startswith("cuda"):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True  # for numeric second derivatives, which are ATen's
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +51,22 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHSMITH_CACHE", str(tmp_path))
     yield tmp_path
     Table().activate()
+
+
+def pytest_runtest_logreport(report):
+    """A kernel's fault ends the process's use of the GPU: so does the worker, and xdist starts another for what is left."""
+    if _WORKER and report.failed and os.environ.get("TORCHSMITH_TEST_DEVICE", "cpu").startswith("cuda"):
+        import torch
+
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            _LOST.append(report.nodeid)
+
+
+def pytest_runtest_protocol():
+    if _LOST:
+        os._exit(3)
 
 
 def pytest_collection_finish():
@@ -80,7 +98,11 @@ def pytest_collection_modifyitems(items):
         spec = given.get("spec")
         if spec is not None and not _device_has_kernels(spec.name, DEVICE.type):
             item.add_marker(pytest.mark.skip(reason=f"{spec.name} has no kernel for {DEVICE.type}"))
-        elif "threads" in item.name or given.get("isa", _native.isa_active()) != _native.isa_active():
+        elif (
+            "threads" in item.name
+            or "short_way" in item.name
+            or given.get("isa", _native.isa_active()) != _native.isa_active()
+        ):
             item.add_marker(pytest.mark.skip(reason="about the CPU"))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torchsmith.bench import gpu, gpu_build, gpu_times, readme
+from torchsmith.bench import gpu, gpu_build, gpu_sanitize, gpu_times, readme
 
 ROOT = Path(__file__).parent.parent
 
@@ -62,17 +62,27 @@ def test_the_package_laid_out_can_be_imported(tmp_path):
 
 
 def test_the_timing_loop_on_cpu_tensors():
-    rows = list(gpu_times.measure(torch.device("cpu"), limit=3, rounds=1, calls=1))
+    rows = gpu_times.measure(torch.device("cpu"), limit=3, rounds=1, calls=1)
     timed = [row for row in rows if "us" in row]
-    assert timed and all(set(row["us"]) == {"ours", "native"} and min(row["us"].values()) > 0 for row in timed)
+    assert timed and all(set(row["us"]) == {"auto", "native"} and min(row["us"].values()) > 0 for row in timed)
     assert all("time was up" in row["error"] for row in rows if "us" not in row)
 
 
 def test_readme_quotes_the_record_alone(tmp_path):
     out = tmp_path / "gpu.json"
     assert readme.gpu(out) == "GPU speed: not yet measured on a GPU.\n"
-    row = {"op": "linear", "label": "8->8 b1", "mode": "forward", "tf32": True, "us": {"ours": 2.0, "native": 3.0}}
+    row = {"op": "linear", "label": "8->8 b1", "mode": "forward", "tf32": True, "us": {"auto": 2.0, "native": 3.0}}
     stages = {"benchmarks": {"status": "passed", "rows": [row, {"op": "rnn", "error": "no"}]}}
     gpu.save({"device": "D", "driver": "1", "torch": "2.11", "date": "2026-01-02T00:00", "stages": stages}, out)
     said = readme.gpu(out)
-    assert "| linear | 8->8 b1 | forward | on | 2.0 | 3.0 | - | - | - |" in said and "benchmarks passed" in said
+    assert (
+        "| linear | 8->8 b1 | forward | on | 2.0 | - | - | 3.0 | - | - | - | - |" in said
+        and "benchmarks passed" in said
+    )
+
+
+def test_what_the_sanitizer_is_given_on_cpu_tensors():
+    every, few = gpu_sanitize.run("cpu", 60), gpu_sanitize.run("cpu", 0)
+    assert every["calls"] > 500 and few["calls"] == 0 and sum(every.values()) == sum(few.values())
+    said = '{"calls": 3, "left out": 1}\n========= ERROR SUMMARY: 0 errors\n'
+    assert gpu.sanitized(said) == {"calls": 3, "left out": 1, "summary": "ERROR SUMMARY: 0 errors"}

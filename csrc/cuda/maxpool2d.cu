@@ -42,11 +42,11 @@ Tensor maxpool2d_backward_cuda(const Tensor& grad, const Tensor& position, const
   require(position.scalar_type() == maxpool2d::position_type(d) && sizes_of(position) == sizes_of(grad),
           "max_pool2d: the positions are not of the forward pass with these parameters");
   const OnDevice on(grad);
-  const Tensor dx = empty_like_layout(on, input_size, grad.scalar_type(), grad);
+  const Tensor dx = empty_like_layout(on, input_size, grad.scalar_type(), position);  // whose layout was the input's
   with_element(grad.scalar_type(), [&]<class T>(T) {
     const PoolBackward<T> p{d,         input_size[0],     input_size[1],        in<T>(grad),
                             in<void>(position), out<T>(dx), strides_of(grad), strides_of(position),
-                            dense_strides(dx, is_channels_last(grad))};
+                            dense_strides(dx, is_channels_last(position))};
     pool_backward(p, plan_pool_backward(p), on.stream());
   });
   return dx;

@@ -6,7 +6,8 @@ csrc/contract/sequence.h.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 
@@ -175,7 +176,7 @@ def _packed_batch(packed: PackedSequence, hx: Tensor | None) -> int:
 
 
 def _dropout_masks(data: Tensor, layers: int, shape: tuple[int, ...], p: float) -> Tensor:
-    """One mask between two layers each, drawn as ATen draws them: the same generator gives the same masks."""
+    """One mask between two layers each. On the CPU drawn as ATen draws them: the same generator gives the same masks."""
     masks = data.new_empty((layers - 1, *shape))
     for mask in masks:
         mask.zero_() if p == 1 else mask.bernoulli_(1 - p).div_(1 - p)
@@ -232,9 +233,21 @@ def _masked_reference(row, flags, masks, batch_sizes, data, hx, weights):
     for layer, h in enumerate(hx.split(directions)):
         own = list(weights[layer * directions * each : (layer + 1) * directions * each])
         data = data if layer == 0 or masks is None else data * masks[layer - 1]
-        data, hn = _native(row, data, h, own, batch_sizes, flags, 1, 0.0, False)
+        with _differentiable_native(data):
+            data, hn = _native(row, data, h, own, batch_sizes, flags, 1, 0.0, False)
         states.append(hn)
     return data, torch.cat(states)
+
+
+@contextmanager
+def _differentiable_native(data: Tensor) -> Iterator[None]:
+    """Without cuDNN, whose sequences have no backward outside of training and no double backward: ATen's step by step have."""
+    before = torch._C._get_cudnn_enabled()
+    torch._C._set_cudnn_enabled(before and not data.is_cuda)
+    try:
+        yield
+    finally:
+        torch._C._set_cudnn_enabled(before)
 
 
 class _Sequence(torch.autograd.Function):

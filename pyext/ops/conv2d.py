@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from ..autograd import applier, caller, differentiable_gradients, inside, records, wants_graph
-from ..dispatch import KNOWN, autocast, by_default, leave, native_wins, short, use_kernel
+from ..dispatch import KNOWN, autocast, by_default, leave, native_wins, short, slower_on_cuda, use_kernel
 from ..dispatch import convolution_tf32 as allow_tf32
 from ..spec import OpSpec, fake, kernel, like, register
 from . import _conv2d_samples as cases
@@ -120,12 +120,14 @@ def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, po
             found = _geometry(stride, padding, dilation)
             if found is not None:
                 geometry = (*found, groups, relu, pool or [])
+                if not slower:
+                    y = _short(name, input, weight, bias, *geometry)
+                    if y is not None:
+                        return y
+                    slower = slower_on_cuda(name, input)
                 if slower:
                     y = _by_native(input, weight, bias, *geometry)
                     leave(name, slower)
-                    return y
-                y = _short(name, input, weight, bias, *geometry)
-                if y is not None:
                     return y
         except (RuntimeError, TypeError):
             pass  # said in words, or computed by ATen, below
@@ -293,7 +295,7 @@ class _Conv2d(torch.autograd.Function):
         return *(g if n else None for g, n in zip(grads, need, strict=True)), *(None,) * 6
 
 
-_short = short(3, caller(_forward), applier(_Conv2d))
+_short = short(3, caller(_forward), applier(_Conv2d), allow_tf32)
 
 
 def _is_channels_last(t: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from ..autograd import applier, caller, differentiable_gradients, inside, records, wants_graph
-from ..dispatch import KNOWN, allow_tf32, autocast, leave, native_wins, short, use_kernel
+from ..dispatch import KNOWN, allow_tf32, autocast, leave, native_wins, short, slower_on_cuda, use_kernel
 from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, like, register
 from ._checks import only_tensors, same_device, same_dtype
 
@@ -47,6 +47,11 @@ def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -
 
 def _linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     slower = native_wins(name, (input, weight, bias)) if name in KNOWN else ""
+    if not (slower or is_dynamo_compiling()):
+        y = _short(name, input, weight, bias, relu)
+        if y is not None:
+            return y
+        slower = slower_on_cuda(name, input)
     if slower:
         try:
             leave(name, slower)
@@ -54,10 +59,6 @@ def _linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu:
             return y.relu_() if relu else y
         except RuntimeError:
             pass  # said in words below
-    elif not is_dynamo_compiling():
-        y = _short(name, input, weight, bias, relu)
-        if y is not None:
-            return y
     only_tensors(name, 2, input=input, weight=weight, bias=bias)
     return _checked(name, input, weight, bias, relu, slower)
 
@@ -115,7 +116,7 @@ class _Linear(torch.autograd.Function):
         return dx if need[0] else None, dw if need[1] else None, db if need[2] else None, None
 
 
-_short = short(3, caller(_forward), applier(_Linear))
+_short = short(3, caller(_forward), applier(_Linear), allow_tf32)
 
 
 @fake("linear_forward")

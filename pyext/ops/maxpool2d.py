@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from ..autograd import applier, caller, inside, records, wants_graph
-from ..dispatch import KNOWN, by_default, leave, native_wins, short, use_kernel
+from ..dispatch import KNOWN, by_default, leave, native_wins, short, slower_on_cuda, use_kernel
 from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, register
 from ._checks import only_tensors
 
@@ -59,12 +59,14 @@ def max_pool2d(
         try:
             geometry = _geometry(kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode)
             if geometry is not None:
+                if not slower:
+                    y = _short("max_pool2d", input, *geometry)
+                    if y is not None:
+                        return y
+                    slower = slower_on_cuda("max_pool2d", input)
                 if slower:
                     leave("max_pool2d", slower)
                     return torch.max_pool2d(input, *geometry)
-                y = _short("max_pool2d", input, *geometry)
-                if y is not None:
-                    return y
         except (RuntimeError, TypeError):
             pass  # said in words, or computed by ATen, below
     return _checked(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, slower)
