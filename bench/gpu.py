@@ -36,7 +36,7 @@ class Stage:
     tool: str = ""  #: a program without which the stage is skipped
 
 
-def run_stage(stage: Stage) -> dict:
+def run_stage(stage: Stage, logs: Path | None = None) -> dict:
     """The stage's entry in the record: ``status`` (passed, failed, timed out, skipped), seconds, facts, error."""
     if stage.tool and shutil.which(stage.tool) is None:
         return {"status": "skipped", "note": f"{stage.tool} is not installed"}
@@ -62,6 +62,9 @@ def run_stage(stage: Stage) -> dict:
             process.wait()
         output.seek(0)
         said = output.read()
+    if logs is not None:
+        logs.mkdir(parents=True, exist_ok=True)
+        (logs / f"{stage.name.replace(' ', '_')}.txt").write_text(said)
     entry["seconds"] = round(time.monotonic() - start, 1)
     try:
         entry.update(stage.read(said))
@@ -72,11 +75,11 @@ def run_stage(stage: Stage) -> dict:
     return entry
 
 
-def run_stages(stages: list[Stage], record: dict, out: Path) -> dict:
+def run_stages(stages: list[Stage], record: dict, out: Path, logs: Path | None = None) -> dict:
     """Runs them in turn; the record is on disk after each."""
     record["stages"] = {}
     for stage in stages:
-        entry = record["stages"][stage.name] = run_stage(stage)
+        entry = record["stages"][stage.name] = run_stage(stage, logs)
         print(
             f"{stage.name:12} {entry['status']:10} {entry.get('seconds', 0):6.1f} s  {entry.get('note', '')}",
             flush=True,
@@ -131,9 +134,9 @@ def stages(package: Path, arch: str, libraries: Path | None = None) -> list[Stag
         "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
     }  # else a tensor's neighbours hide what is written there
     return [
-        Stage("build", build, 140, environment=only),
+        Stage("build", build, 120, environment=only),
         Stage("tests", [*tests, "tests/test_contract.py"], 100, pytest_counts, on_device),
-        Stage("on device", [*tests, "tests/on_device.py"], 100, pytest_counts, on_device),
+        Stage("on device", [*tests, "tests/on_device.py"], 120, pytest_counts, on_device),
         Stage("benchmarks", [python, "-m", "torchsmith.bench.gpu_times"], 110, last_json, inside),
         Stage("memcheck", [*check, "memcheck", *small, "25"], 45, sanitized, uncached, "compute-sanitizer"),
         Stage("racecheck", [*check, "racecheck", *small, "20"], 40, sanitized, inside, "compute-sanitizer"),
@@ -180,10 +183,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "records" / "gpu.json")
     parser.add_argument("--libraries", type=Path, help="folder of libraries built already: they are not built again")
+    parser.add_argument("--logs", type=Path, help="folder for all that the stages print")
     options = parser.parse_args(arguments)
     record = facts()
     with tempfile.TemporaryDirectory(prefix="torchsmith-gpu-") as scratch:
-        run_stages(stages(Path(scratch), record["arch"], options.libraries), record, options.out)
+        run_stages(stages(Path(scratch), record["arch"], options.libraries), record, options.out, options.logs)
     print(f"record: {options.out}")
     return 0 if all(e["status"] in ("passed", "skipped") for e in record["stages"].values()) else 1
 

@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -18,21 +19,33 @@ from torchsmith import dispatch
 from torchsmith.bench import pairs
 from torchsmith.spec import all_specs
 
-Arm = Callable[[int], None]
+
+@dataclass(frozen=True)
+class Arm:
+    """A function of a count, and the backend under which it is timed: setting one takes milliseconds."""
+
+    run: Callable[[int], None]
+    backend: str = "auto"
+
+    def __call__(self, calls: int) -> None:
+        with dispatch.backend(self.backend):
+            self.run(calls)
 
 
 def seconds(arm: Arm, calls: int, device: torch.device) -> float:
     """Of one call; on a GPU between two events, so that the queue is the device's and not Python's clock."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        arm(calls)
-        return (time.perf_counter() - start) / calls
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    arm(calls)
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / calls
+    with dispatch.backend(arm.backend):
+        arm.run(1)
+        if device.type != "cuda":
+            start = time.perf_counter()
+            arm.run(calls)
+            return (time.perf_counter() - start) / calls
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        arm.run(calls)
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3 / calls
 
 
 def medians(arms: dict[str, Arm], device: torch.device, rounds: int = 11, calls: int = 20) -> dict[str, float]:
@@ -61,38 +74,28 @@ def replay(arm: Arm) -> Arm:
         for _ in range(count):
             graph.replay()
 
-    return run
-
-
-def under(name: str, arm: Arm) -> Arm:
-    """The arm with another backend."""
-
-    def run(count: int) -> None:
-        with dispatch.backend(name):
-            arm(count)
-
-    return run
+    return Arm(run)
 
 
 def arms_of(spec, case, mode: str, dtype: torch.dtype, device: torch.device) -> tuple[dict[str, Arm], dict[str, str]]:
     """The arms, each of ours compared with native before it is timed; and why an arm is missing."""
     pair = pairs.op_pair(spec, case, mode, dtype, device)
     pair.verify()
-    arms, missing = {"auto": pair.ours, "native": pair.native}, {}
+    arms, missing = {"auto": Arm(pair.ours), "native": Arm(pair.native)}, {}
     if device.type != "cuda":
         return arms, missing
 
     def ours(name: str) -> Arm:
         with dispatch.backend(name):
             pair.verify()
-        return under(name, pair.ours)
+        return Arm(pair.ours, name)
 
     makers = {
         "cpp": lambda: ours("cpp"),
         "triton": lambda: ours("triton"),
-        "cpp graph": lambda: replay(under("cpp", pair.ours)),
-        "triton graph": lambda: replay(under("triton", pair.ours)),
-        "native graph": lambda: replay(pair.native),
+        "cpp graph": lambda: replay(Arm(pair.ours, "cpp")),
+        "triton graph": lambda: replay(Arm(pair.ours, "triton")),
+        "native graph": lambda: replay(Arm(pair.native)),
     }
     for name, make in makers.items():
         try:
@@ -114,7 +117,7 @@ def compiled(spec, case, mode: str, dtype: torch.dtype, device: torch.device) ->
     pair = pairs.op_pair(
         spec, case, mode, dtype, device, lambda f: torch.compile(lambda *a, **k: f(*a, **k), dynamic=False)
     )
-    return pair.native
+    return Arm(pair.native)
 
 
 def allow_tf32(device: torch.device, value: bool) -> None:

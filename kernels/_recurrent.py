@@ -189,7 +189,9 @@ class Stack:
         )  # fmt: skip
 
     def each_step_backward(self, p, d, gy, ghn, y, hx, kept, w_hh, dxg, dhg, before, ghx, relu, allow_tf32):
-        dh = hx.new_zeros((p.B, p.H), dtype=torch.float32) if ghn is None else ghn.float()
+        dh = hx.new_zeros((p.B, p.H), dtype=torch.float32)
+        if ghn is not None:
+            dh.copy_(ghn)  # which is the caller's
         direct = torch.empty_like(dh)
         order = p.order(d)[::-1]
         for t, earlier in zip(order, [*order[1:], None], strict=True):

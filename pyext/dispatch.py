@@ -52,7 +52,6 @@ _active = "auto"
 _by_op: dict[str, str] = {}  # op -> backend, where it is not the active one
 _elsewhere: set[str] = set()  # ops whose backend is one that their C++ kernels are not
 _on_cuda: set[str] = set()  # public ops all of whose kernels the CUDA library has
-_straight_on_cuda: set[str] = set()  # those of them of which no CUDA call is native's by default
 _last: tuple[str, str, str] | str | None = None  # a Decision's fields; a str: the op that went straight to its kernel
 
 
@@ -109,9 +108,6 @@ def renew() -> None:
     """Lets each native op run the kernels that the backends set, and what is known of them, give it."""
     _elsewhere.clear()
     _elsewhere.update(op for op in _kernels if chosen(op) in ("torch", "triton"))
-    native_by_default = {op for op in _slower_on_cuda if chosen(op) == "auto" and op not in MEASURED}
-    _straight_on_cuda.clear()
-    _straight_on_cuda.update(_on_cuda - native_by_default)
     always = {kernel for op, kernels in _kernels.items() if chosen(op) == "triton" for kernel in kernels}
     by_call = {
         kernel: partial(_faster_in_triton, op, FASTER_IN_TRITON[kernel])
@@ -144,23 +140,21 @@ def explain() -> Decision | None:
     return Decision(_last, "cpp", "cpu kernel") if isinstance(_last, str) else _last and Decision(*_last)
 
 
-#: ``short(tensors, plain, recorded)`` makes an op's short call: ``call(name, *arguments)`` hands the arguments, of which the
-#: first are so many tensors or Nones, to the C++ kernel (``plain``, or ``recorded`` where autograd records the call), which
-#: checks them, and returns what it gives, of a tuple the first. It returns None for what needs the long way: errors in words,
-#: autocast, other devices, other backends, transforms, export. Under dynamo, which cannot see into it, it must not be called.
-#: ``tf32`` tells of a first tensor on CUDA whether TF32 is allowed, the last argument of its ``plain``.
-short: Callable[..., Callable[..., Any]] = partial(
-    _native.short_call,
+_about = (
     torch._C._is_any_autocast_enabled,
     torch._C._are_functorch_transforms_active,
     torch.is_grad_enabled,
     vars(torch.autograd.forward_ad),
     vars(torch.compiler),
     _elsewhere,
-    _straight_on_cuda,
-    globals(),
-    "_last",
 )
+#: ``short(tensors, plain, recorded)`` makes an op's short call: ``call(name, *arguments)`` hands the arguments, of which the
+#: first are so many tensors or Nones, to the C++ kernel (``plain``, or ``recorded`` where autograd records the call), which
+#: checks them, and returns what it gives, of a tuple the first. It returns None for what needs the long way: errors in words,
+#: autocast, other devices, other backends, transforms, export. Under dynamo, which cannot see into it, it must not be called.
+short: Callable[..., Callable[..., Any]] = partial(_native.short_call, *_about, set(), globals(), "_last")
+#: As ``short``, for CUDA tensors; ``tf32`` tells of the first of them whether TF32 is allowed, the last argument of ``plain``.
+short_on_cuda: Callable[..., Callable[..., Any]] = partial(_native.short_call, *_about, _on_cuda, globals(), "_last")
 
 
 def native_wins(op: str, tensors: tuple[Any, ...], others: tuple[Any, ...] = ()) -> str:
@@ -217,9 +211,8 @@ def use_kernel(op: str, input: torch.Tensor, unfit: str = "", rules: frozenset[s
     """
     if is_compiling():  # traced once: nothing to record, and functorch's own state is torch's business
         fits = input.dtype in KERNEL_DTYPES and _device_has_kernels(op, input.device.type)
-        fits = fits and not slower_on_cuda(op, input)
         return not unfit and chosen(op) != "torch" and fits
-    reason = unfit or why_not(op, input, rules) or slower_on_cuda(op, input)
+    reason = unfit or why_not(op, input, rules)
     kernel = f"{input.device.type} kernel for {input.dtype}"
     if chosen(op) == "triton":
         other = triton_backend.computes(_kernels[op], input)
@@ -254,30 +247,22 @@ def _remember(op: str, implementation: str, reason: str) -> None:
 
 
 _kernels: dict[str, tuple[str, ...]] = {}  # public op -> the native ops it calls
-_slower_on_cuda: dict[str, str] = {}  # public op -> why auto leaves its CUDA calls to native where nothing was measured
+#: Why a CUDA call is native's by an op's own rule.
+NATIVE_ON_CUDA = (
+    "native was faster on the GPU that was measured (bench/records/gpu.json), and nothing was measured here"
+)
 
 
-def declare(op: str, kernels: Iterable[str], slower_on_cuda: str = "") -> None:
+def declare(op: str, kernels: Iterable[str]) -> None:
     """Tells which native ops a public op calls, so that it is sent to a device only where all of them have kernels."""
     _kernels[op] = tuple(kernels)
     if CUDA_KERNELS.issuperset(kernels):
         _on_cuda.add(op)
-    if slower_on_cuda:
-        _slower_on_cuda[op] = slower_on_cuda
-    renew()
 
 
-def slower_on_cuda(op: str, input: torch.Tensor) -> str:
-    """Why ``auto`` leaves a call with a CUDA tensor to native where nothing was measured on this machine; or empty."""
-    if (
-        op not in _slower_on_cuda
-        or not getattr(input, "is_cuda", False)
-        or not RULES
-        or op in MEASURED
-        or chosen(op) != "auto"
-    ):
-        return ""
-    return _slower_on_cuda[op]
+def unmeasured_on_cuda(op: str, input: Any) -> bool:
+    """Whether an op may leave this call to native by a rule of its own for GPUs, as :func:`by_default`; traced calls too."""
+    return getattr(input, "is_cuda", False) and RULES and op not in MEASURED and chosen(op) == "auto"
 
 
 def _device_has_kernels(op: str, device: str) -> bool:

@@ -76,7 +76,7 @@ def register(spec: OpSpec) -> OpSpec:
     if spec.name in _SPECS:
         raise ValueError(f"op {spec.name!r} is described twice")
     _SPECS[spec.name] = spec
-    declare(spec.name, spec.kernels, spec.slower_on_cuda)
+    declare(spec.name, spec.kernels)
     return spec
 
 

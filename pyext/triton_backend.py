@@ -42,6 +42,7 @@ def absent() -> str:
     return ""
 
 
+@cache
 def _shared() -> Any:
     return import_module("torchsmith.kernels._shared")
 

@@ -6,9 +6,10 @@ The Triton kernels as machine code, bit for bit the same results every time and 
 import pytest
 import torch
 from contract import DEVICE, Call, cases, samples_of, seed
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import torchsmith
-from torchsmith import triton_backend
+from torchsmith import dispatch, triton_backend
 from torchsmith.bench import gpu_times, pairs
 from torchsmith.contract import Expected
 from torchsmith.dispatch import backend, explain
@@ -103,3 +104,38 @@ def test_dropout_between_layers(op, implementation):
     torch.testing.assert_close(found, x)
     assert sorted(masks.unique().tolist()) == pytest.approx([0, 1 / 0.6])
     assert (masks == 0).double().mean().item() == pytest.approx(0.4, abs=0.03)
+
+
+def packed(T, B, I):
+    return pack_padded_sequence(torch.randn(T, B, I, device=DEVICE), torch.arange(T, 0, -1)[:B])
+
+
+@pytest.mark.parametrize(
+    "op, shapes, more, ours",
+    [
+        ("conv2d", [(2, 3, 9, 9), (4, 3, 3, 3)], {}, False),
+        ("conv2d_relu_maxpool2d", [(2, 3, 9, 9), (4, 3, 3, 3)], {}, True),
+        ("conv2d_relu_maxpool2d", [(64, 64, 64, 64), (64, 64, 3, 3)], {}, False),
+        ("max_pool2d", [(64, 10, 24, 24)], {"kernel_size": 2}, False),
+        ("linear", [(4, 6), (3, 6)], {}, False),
+        ("linear_relu", [(4, 6), (3, 6)], {}, True),
+        ("linear_relu", [(1024, 1024), (1024, 1024)], {}, False),
+        ("rnn_cell", [(4, 6), (4, 5), (5, 6), (5, 5)], {}, True),
+        ("rnn_cell", [(256, 512), (256, 512), (512, 512), (512, 512)], {}, False),
+    ],
+)
+def test_what_auto_leaves_to_native(op, shapes, more, ours, monkeypatch):
+    monkeypatch.setattr(dispatch, "RULES", True)
+    getattr(torchsmith, op)(*(torch.randn(shape, device=DEVICE) for shape in shapes), **more)
+    found = explain()
+    assert found.op == op and (found.implementation == "cpp" or found.reason == dispatch.NATIVE_ON_CUDA), found
+    assert found.implementation == ("cpp" if ours else "torch"), found
+
+
+@pytest.mark.parametrize("hidden, is_packed, ours", [(100, True, True), (100, False, False), (1024, True, False)])
+def test_what_auto_leaves_to_cudnns_sequences(hidden, is_packed, ours, monkeypatch):
+    monkeypatch.setattr(dispatch, "RULES", True)
+    x = packed(6, 4, 5) if is_packed else torch.randn(6, 4, 5, device=DEVICE)
+    weights = [torch.randn(3 * hidden, n, device=DEVICE) for n in (5, hidden)]
+    torchsmith.gru(x, None, weights)
+    assert explain().implementation == ("cpp" if ours else "torch"), explain()

@@ -13,10 +13,12 @@ from compare import compare
 from layers import EVERY, MODULES, POOLS
 from torch import multiprocessing as mp
 from torch import nn as plain
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils._pytree import tree_leaves
 
-from torchsmith import native_nn, nn
+import torchsmith
+from torchsmith import dispatch, native_nn, nn
 from torchsmith.dispatch import explain
 
 WEIGHTED = pytest.mark.parametrize("name", [name for name in MODULES if name not in POOLS])
@@ -365,3 +367,25 @@ def test_parametrizations(name, kind):
         found.append(results)
     for each in zip(*found, strict=True):
         compare(*each)
+
+
+@pytest.mark.parametrize(
+    "op, shapes, left",
+    [
+        ("conv2d", [(2, 3, 9, 9), (4, 3, 3, 3)], True),
+        ("conv2d_relu_maxpool2d", [(64, 64, 64, 64), (64, 64, 3, 3)], True),
+        ("conv2d_relu_maxpool2d", [(2, 3, 9, 9), (4, 3, 3, 3)], False),
+        ("linear", [(4, 6), (3, 6)], True),
+        ("linear_relu", [(1024, 1024), (1024, 1024)], True),
+        ("linear_relu", [(4, 6), (3, 6)], False),
+    ],
+)
+def test_rules_for_gpus(op, shapes, left, monkeypatch):
+    """By tensors that only say that they are on one; tests/on_device.py has real ones."""
+    monkeypatch.setattr(dispatch, "RULES", True)
+    with FakeTensorMode():
+        getattr(torchsmith, op)(*(torch.empty(shape, device="cuda") for shape in shapes))
+    assert (torchsmith.explain().reason == dispatch.NATIVE_ON_CUDA) == left, torchsmith.explain()
+    with FakeTensorMode(), torchsmith.backend("cpp"):
+        getattr(torchsmith, op)(*(torch.empty(shape, device="cuda") for shape in shapes))
+    assert torchsmith.explain().reason != dispatch.NATIVE_ON_CUDA

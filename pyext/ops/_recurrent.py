@@ -17,10 +17,13 @@ from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from ..autograd import differentiable_gradients, inside, records, transforms, wants_graph
-from ..dispatch import KNOWN, autocast, native_wins, recurrent_tf32, use_kernel
+from ..dispatch import KNOWN, NATIVE_ON_CUDA, autocast, native_wins, recurrent_tf32, unmeasured_on_cuda, use_kernel
 from ..spec import fake, kernel, like
 from . import _recurrent_func as func
 from ._checks import only_tensors, same_device
+
+#: Hidden units up to which sequences on a GPU are ours where nothing was measured: packed or recorded ones, and others.
+SMALL_ON_CUDA, VERY_SMALL_ON_CUDA = 128, 32
 
 #: Every row by its name.
 ROWS: dict[str, Recurrent] = {}
@@ -139,6 +142,7 @@ def sequence(
     flags = (bidirectional, bias, relu)
     rows_shape = (*data.shape[:-1], directions * hidden)
     around = transforms()
+    slower = slower or _rule_on_cuda(row.name, data, hidden, packed is not None or records(data, hx, *weights))
     computes = use_kernel(row.name, data, slower, rules=_RULES)
     if not computes and around <= GRAD:
         output, hn = _native(row, data, hx, weights, batch_sizes, flags, layers, dropout, training)
@@ -162,6 +166,12 @@ def sequence(
     if unbatched:
         return output.squeeze(1), hn.squeeze(1)
     return output.transpose(0, 1) if batch_first else output, hn
+
+
+def _rule_on_cuda(name: str, data: Tensor, hidden: int, packed_or_recorded: bool) -> str:
+    """cuDNN is 4 times as fast with 1,024 hidden units, and with 100 a sixth faster where it need not unpack or record."""
+    most = SMALL_ON_CUDA if packed_or_recorded else VERY_SMALL_ON_CUDA
+    return NATIVE_ON_CUDA if hidden > most and unmeasured_on_cuda(name, data) else ""
 
 
 def _packed_batch(packed: PackedSequence, hx: Tensor | None) -> int:

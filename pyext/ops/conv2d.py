@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from ..autograd import applier, caller, differentiable_gradients, inside, records, wants_graph
-from ..dispatch import KNOWN, autocast, by_default, leave, native_wins, short, slower_on_cuda, use_kernel
+from ..dispatch import KNOWN, autocast, by_default, leave, native_wins, short, short_on_cuda, use_kernel
 from ..dispatch import convolution_tf32 as allow_tf32
 from ..spec import OpSpec, fake, kernel, like, register
 from . import _conv2d_samples as cases
 from ._checks import only_tensors, pair, same_device
-from ._conv2d_rules import MANY_CHANNELS, copied_layout, rule
+from ._conv2d_rules import MANY_CHANNELS, copied_layout, rule, rule_on_cuda
 from .maxpool2d import output_size, pooled, position_dtype
 
 _forward = kernel("conv2d_forward")
@@ -122,9 +122,10 @@ def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, po
                 geometry = (*found, groups, relu, pool or [])
                 if not slower:
                     y = _short(name, input, weight, bias, *geometry)
+                    if y is None and not (slower := rule_on_cuda(name, input, weight, pool)):
+                        y = _short_on_cuda(name, input, weight, bias, *geometry)
                     if y is not None:
                         return y
-                    slower = slower_on_cuda(name, input)
                 if slower:
                     y = _by_native(input, weight, bias, *geometry)
                     leave(name, slower)
@@ -132,6 +133,7 @@ def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, po
         except (RuntimeError, TypeError):
             pass  # said in words, or computed by ATen, below
     only_tensors(name, 2, input=input, weight=weight, bias=bias)
+    slower = slower or rule_on_cuda(name, input, weight, pool)
     return _checked(name, input, weight, bias, stride, padding, dilation, groups, relu, pool, slower)
 
 
@@ -295,7 +297,8 @@ class _Conv2d(torch.autograd.Function):
         return *(g if n else None for g, n in zip(grads, need, strict=True)), *(None,) * 6
 
 
-_short = short(3, caller(_forward), applier(_Conv2d), allow_tf32)
+_short = short(3, caller(_forward), applier(_Conv2d))
+_short_on_cuda = short_on_cuda(3, caller(_forward), applier(_Conv2d), allow_tf32)
 
 
 def _is_channels_last(t: Tensor) -> bool:

@@ -10,12 +10,26 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from ..autograd import applier, caller, differentiable_gradients, inside, records, wants_graph
-from ..dispatch import KNOWN, allow_tf32, autocast, leave, native_wins, short, slower_on_cuda, use_kernel
+from ..dispatch import (
+    KNOWN,
+    NATIVE_ON_CUDA,
+    allow_tf32,
+    autocast,
+    leave,
+    native_wins,
+    short,
+    short_on_cuda,
+    unmeasured_on_cuda,
+    use_kernel,
+)
 from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, like, register
 from ._checks import only_tensors, same_device, same_dtype
 
 _forward = kernel("linear_forward")
 _backward = kernel("linear_backward")
+
+#: Multiply-adds from which native's product and ReLU are faster than ours in one on a GPU: between 2^25 and 2^30.
+LARGE_ON_CUDA = 2**27
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -47,20 +61,32 @@ def _reference(input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -
 
 def _linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     slower = native_wins(name, (input, weight, bias)) if name in KNOWN else ""
-    if not (slower or is_dynamo_compiling()):
+    traced = is_dynamo_compiling()
+    if not (slower or traced):
         y = _short(name, input, weight, bias, relu)
         if y is not None:
             return y
-        slower = slower_on_cuda(name, input)
-    if slower:
+    slower = slower or _rule_on_cuda(name, input, weight, relu)
+    if slower and not traced:
         try:
             leave(name, slower)
             y = F.linear(input, weight, bias)
             return y.relu_() if relu else y
         except RuntimeError:
             pass  # said in words below
+    elif not traced:
+        y = _short_on_cuda(name, input, weight, bias, relu)
+        if y is not None:
+            return y
     only_tensors(name, 2, input=input, weight=weight, bias=bias)
     return _checked(name, input, weight, bias, relu, slower)
+
+
+def _rule_on_cuda(name: str, input: Tensor, weight: Tensor, relu: bool) -> str:
+    """A product alone is cuBLAS's business; with ReLU in it ours saves a launch, which a large product does not notice."""
+    if unmeasured_on_cuda(name, input) and not (relu and input.numel() * weight.shape[0] < LARGE_ON_CUDA):
+        return NATIVE_ON_CUDA
+    return ""
 
 
 def _checked(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, slower: str) -> Tensor:
@@ -116,7 +142,8 @@ class _Linear(torch.autograd.Function):
         return dx if need[0] else None, dw if need[1] else None, db if need[2] else None, None
 
 
-_short = short(3, caller(_forward), applier(_Linear), allow_tf32)
+_short = short(3, caller(_forward), applier(_Linear))
+_short_on_cuda = short_on_cuda(3, caller(_forward), applier(_Linear), allow_tf32)
 
 
 @fake("linear_forward")

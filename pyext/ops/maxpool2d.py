@@ -11,7 +11,17 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from ..autograd import applier, caller, inside, records, wants_graph
-from ..dispatch import KNOWN, by_default, leave, native_wins, short, slower_on_cuda, use_kernel
+from ..dispatch import (
+    KNOWN,
+    NATIVE_ON_CUDA,
+    by_default,
+    leave,
+    native_wins,
+    short,
+    short_on_cuda,
+    unmeasured_on_cuda,
+    use_kernel,
+)
 from ..spec import BenchCase, ErrorCase, OpSpec, Sample, fake, kernel, register
 from ._checks import only_tensors
 
@@ -61,9 +71,12 @@ def max_pool2d(
             if geometry is not None:
                 if not slower:
                     y = _short("max_pool2d", input, *geometry)
+                    if y is None and unmeasured_on_cuda("max_pool2d", input):
+                        slower = NATIVE_ON_CUDA
+                    elif y is None:
+                        y = _short_on_cuda("max_pool2d", input, *geometry)
                     if y is not None:
                         return y
-                    slower = slower_on_cuda("max_pool2d", input)
                 if slower:
                     leave("max_pool2d", slower)
                     return torch.max_pool2d(input, *geometry)
@@ -121,7 +134,7 @@ def _checked(input, kernel_size, stride, padding, dilation, ceil_mode, return_in
         )
     output_size(name, input.shape[-3:], kernel_size, stride, padding, dilation, ceil_mode)
     geometry = (kernel_size, stride, padding, dilation, bool(ceil_mode))
-    if not use_kernel(name, input, slower):
+    if not use_kernel(name, input, slower or (NATIVE_ON_CUDA if unmeasured_on_cuda(name, input) else "")):
         return F.max_pool2d(input, *geometry, return_indices=return_indices)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     arguments = (batched, *(list(g) for g in geometry[:4]), geometry[4])
@@ -243,6 +256,7 @@ class _MaxPool2d(torch.autograd.Function):
 
 
 _short = short(1, caller(_forward), applier(_MaxPool2d))
+_short_on_cuda = short_on_cuda(1, caller(_forward), applier(_MaxPool2d))
 
 
 def _like_layout(y: Tensor, other: Tensor) -> Tensor:
