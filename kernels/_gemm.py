@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._shared import Config, cdiv, first, launch, precision
+from ._shared import Config, add_product, cdiv, first, launch, precision
 
 __all__ = ["CONFIGS", "choose", "gemm", "gemm_kernel"]
 
@@ -55,7 +55,7 @@ def gemm_kernel(
             y = tl.load(mask_ptr + m[:, None] * ym + k[None, :] * yk, inside, 0.0)
             a = tl.where(y <= 0, 0.0, a).to(a.dtype)  # a NaN passes the gradient on
         b = tl.load(b_ptr + k[:, None] * bk + n[None, :] * bn, (k[:, None] < K) & (n[None, :] < N), 0.0)
-        product = tl.dot(a, b, product, input_precision=PRECISION)
+        product = add_product(product, a, b, PRECISION)
         if SUMS:
             sums += tl.sum(a.to(tl.float32), 1)
     if BIAS:

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from triton import knobs
 
 from torchsmith import triton_backend
 
-__all__ = ["DTYPES", "LAUNCHERS", "Config", "cdiv", "first", "implements", "launch", "precision"]
+__all__ = ["DTYPES", "LAUNCHERS", "Config", "add_product", "cdiv", "first", "implements", "launch", "precision"]
 
 #: What the kernels compute: products by tl.dot, sums in float32. float64 stays with the C++ kernels.
 DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -127,3 +128,12 @@ def _chosen(kernel, grid, configs, args, constants) -> Config:
 def precision(allow_tf32: bool) -> str:
     """What tl.dot may do to float32: round its operands to TF32, or nothing."""
     return "tf32" if allow_tf32 else "ieee"
+
+
+@triton.jit
+def add_product(sum, a, b, PRECISION: tl.constexpr):
+    """sum + a b. In float32 a block's product is summed by itself first, which has a third of the error of one chain of additions
+    over all blocks; the bound on imprecise sums, a matter of float8, keeps the compiler from making that chain of it again."""
+    if PRECISION == "ieee" and a.dtype == tl.float32:
+        return sum + tl.dot(a, b, input_precision=PRECISION, max_num_imprecise_acc=a.shape[1])
+    return tl.dot(a, b, sum, input_precision=PRECISION)

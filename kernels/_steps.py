@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._shared import Config
+from ._shared import Config, add_product
 
 __all__ = [
     "CELL",
@@ -209,7 +209,7 @@ def _product(a_ptr, am, ak, w_ptr, wj, wk, b, j, B, columns, K,
         k = k0 + tl.arange(0, BK)
         w = tl.load(w_ptr + j[None, :] * wj + k[:, None] * wk, (j[None, :] < columns) & (k[:, None] < K), 0.0)
         a = tl.load(a_ptr + b[:, None] * am + k[None, :] * ak, (b[:, None] < B) & (k[None, :] < K), 0.0)
-        sum = tl.dot(a.to(w.dtype), w, sum, input_precision=PRECISION)
+        sum = add_product(sum, a.to(w.dtype), w, PRECISION)
     return sum
 
 

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._shared import Config, cdiv, first, implements, launch, precision
+from ._shared import Config, add_product, cdiv, first, implements, launch, precision
 from .maxpool2d import unpool
 
 # Cells by channels. A course network has 10 to 32 channels: a block no wider than they are wastes none of its product.
@@ -103,7 +103,7 @@ def conv_forward_kernel(
             b = tl.load(
                 w_ptr + of_tap[:, None] + ((group * K + o) * wk)[None, :], (k < taps)[:, None] & (o < K)[None, :], 0.0
             )
-            sum = tl.dot(a, b, sum, input_precision=PRECISION)
+            sum = add_product(sum, a, b, PRECISION)
         sum += bias[None, :]
         # as max_pool2d: the first of equals, the last NaN, the first cell of a window of -inf
         wins = there[:, None] & ((sum > best) | (sum != sum) | (position < 0))
@@ -147,7 +147,7 @@ def conv_input_kernel(
         a = tl.load(g_ptr + channel * gk + _offset(n[:, None], oh, ow, gn, gh, gw), meets, 0.0)
         of_tap = (group * K + o) * wk + kh * wh + kw * ww
         b = tl.load(w_ptr + of_tap[:, None] + (c * wc)[None, :], (k < taps)[:, None] & (c < C)[None, :], 0.0)
-        sum = tl.dot(a, b, sum, input_precision=PRECISION)
+        sum = add_product(sum, a, b, PRECISION)
     at = _offset(n, h, w, xn, xh, xw)[:, None] + ((group * C + c) * xc)[None, :]
     tl.store(dx_ptr + at, sum, (m < cells)[:, None] & (c < C)[None, :])
 
@@ -179,7 +179,7 @@ def conv_weight_kernel(
             b = _patch(
                 x_ptr, xn, xc, xh, xw, n, oh * SH - PT, ow * SW - PL, there, t, taps, group * C, H, W, DH, DW, KH, KW
             )
-            product = tl.dot(a, b, product, input_precision=PRECISION)
+            product = add_product(product, a, b, PRECISION)
         if SUMS:
             sums += tl.sum(a.to(tl.float32), 1)
     row = (number * groups + group) * K + o

@@ -71,8 +71,10 @@ def build(one: dict, arch: int) -> dict:
         used = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", used).groups())
     cores = next((name for name in ("tcgen05.mma", "wgmma.mma_async", "mma.sync") if name in ptx), "")
+    dots = [line for line in made.asm["ttgir"].splitlines() if "tt.dot " in line]
     return {
         "shared": made.metadata.shared,
+        "chained": sum("maxNumImpreciseAcc" not in line for line in dots),  # products added to the sum as they come
         "cubin": len(cubin),
         "tensor_cores": cores,
         "registers": registers,

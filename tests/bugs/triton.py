@@ -11,6 +11,20 @@ BUGS = (
         "linear",
     ),
     Bug("Triton: last part of a sum lost", "kernels/_gemm.py", "range(0, K, BK)", "range(0, K - BK + 1, BK)", "linear"),
+    Bug(
+        "Triton: float32 summed in one chain",
+        "kernels/_shared.py",
+        ", max_num_imprecise_acc=a.shape[1]",
+        "",
+        "linear",
+    ),
+    Bug(
+        "Triton: the caller's gradient of h_n written to",
+        "kernels/_recurrent.py",
+        "dh.copy_(ghn)  # which is the caller's",
+        "dh = ghn.float()",
+        "gru",
+    ),
     Bug("Triton: the last of two equal cells wins", "kernels/maxpool2d.py", "(v > best)", "(v >= best)", "maxpool2d"),
     Bug("Triton: a window off the stride", "kernels/maxpool2d.py", "(oh * SH == top) & ", "", "maxpool2d"),
     Bug(
