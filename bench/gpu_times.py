@@ -1,6 +1,6 @@
 """Auto, C++, Triton, native eager, torch.compile and CUDA-graph replays, on the course's shapes: interleaved, medians.
 
-    python -m torchsmith.bench.gpu_times     prints one line of JSON
+    python -m torchsmith.bench.gpu_times     prints a line of JSON for each row, as it is measured
 
 Times come from CUDA events on a GPU and from the clock on a CPU; the rest is the same, so that it is tested without one.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -125,13 +125,14 @@ def allow_tf32(device: torch.device, value: bool) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = value
 
 
-def measure(device: torch.device, limit: float = 100, dtype: torch.dtype = torch.float32, **plan) -> list[dict]:
+def measure(device: torch.device, limit: float = 85, dtype: torch.dtype = torch.float32, **plan) -> Iterator[dict]:
     """A row for each course shape, mode and TF32 setting of every op with kernels for the device, until time is up.
 
-    What is then left of the time goes to torch.compile, which takes seconds for each: without TF32, the ops in turn.
+    What is then left of the time goes to torch.compile, which takes seconds for each: without TF32, the ops in turn; such a
+    row comes once more.
     """
     end = time.monotonic() + limit
-    rows, todo = [], []
+    todo = []
     for spec in all_specs():
         if not dispatch._device_has_kernels(spec.name, device.type):
             continue
@@ -139,9 +140,8 @@ def measure(device: torch.device, limit: float = 100, dtype: torch.dtype = torch
             for mode in ("forward", "forward+backward"):
                 for tf32 in (False, True) if device.type == "cuda" else (False,):
                     row = {"op": spec.name, "label": case.label, "mode": mode, "dtype": str(dtype)[6:], "tf32": tf32}
-                    rows.append(row)
                     if time.monotonic() > end:
-                        row["error"] = "not measured: the time was up"
+                        yield {**row, "error": "not measured: the time was up"}
                         continue
                     allow_tf32(device, tf32)
                     try:
@@ -149,6 +149,7 @@ def measure(device: torch.device, limit: float = 100, dtype: torch.dtype = torch
                         row["us"] = medians(arms, device, **plan)
                     except Exception as error:
                         row["error"] = f"{type(error).__name__}: {error}"[:300]
+                    yield row
                     if device.type == "cuda" and not tf32:
                         todo.append(((i, mode), row, (spec, case, mode, dtype, device)))
     allow_tf32(device, False)
@@ -159,8 +160,9 @@ def measure(device: torch.device, limit: float = 100, dtype: torch.dtype = torch
             row["us"]["compile"] = medians({"compile": compiled(*arguments)}, device, **plan)["compile"]
         except Exception as error:
             row.setdefault("missing", {})["compile"] = in_a_line(error)
-    return rows
+        yield row
 
 
 if __name__ == "__main__":
-    print(json.dumps({"rows": measure(torch.device("cuda"))}))
+    for found in measure(torch.device("cuda")):
+        print(json.dumps(found), flush=True)

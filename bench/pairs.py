@@ -236,6 +236,10 @@ def _step_arm(module: torch.nn.Module, inputs: tuple, target: torch.Tensor) -> C
 #: Enough to catch a wrong kernel before it is timed; the contract tests judge accuracy.
 _LOOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
+#: Operands of 11 bits move a sum by some 5e-4 of its terms, and so many of ReLU's results to the other side of 0: of the
+#: gradients' norm that is the root, 0.02. Native's own error does not say it: cuDNN leaves TF32 be where that is faster.
+_TF32 = 0.05
+
 
 def _same(
     ours: list[torch.Tensor],
@@ -244,7 +248,7 @@ def _same(
     exact: Callable[[], list[torch.Tensor]] | None = None,
     whole: bool = False,
 ) -> None:
-    """``whole``: by the Euclidean norm of all differences, not by the largest."""
+    """``whole``: by the Euclidean norm of all differences, not by the largest, as suits TF32."""
     size = torch.linalg.vector_norm if whole else lambda t: t.abs().max()
     if [t.shape for t in ours] != [t.shape for t in native]:
         shapes = [[tuple(t.shape) for t in side] for side in (ours, native)]
@@ -256,6 +260,6 @@ def _same(
         a, b, judge = a.detach().double(), b.detach().double(), judge.detach().double()
         scale = size(judge).clamp(min=1e-6)
         error, allowed = float(size(a - judge) / scale), 2 * float(size(b - judge) / scale)
-        if not (error <= allowed + _LOOSE.get(dtype, 1e-3)):
+        if not (error <= allowed + (_TF32 if whole else _LOOSE.get(dtype, 1e-3))):
             what = "its norm" if whole else "the largest value"
             raise AssertionError(f"result {i} of ours is off by {error:.2g} of {what}; it is not timed")

@@ -74,18 +74,33 @@ def gpu(record: Path) -> str:
         return "GPU speed: not yet measured on a GPU.\n"
     data = json.loads(record.read_text(encoding="utf-8"))
     stages = data["stages"]
-    lines = [
-        f"{data['device']}, driver {data['driver']}, torch {data['torch']}, {data['date'][:10]}; us a call, float32."
+    lines = [f"{data['device']}, driver {data['driver']}, torch {data['torch']}, {data['date'][:10]}:", ""]
+    for name, entry in stages.items():
+        facts = [f"{count:,} {what}" for what, count in entry.get("counts", {}).items()]
+        facts += [f"{entry[what]:,} {what}" for what in ("calls", "left out") if what in entry]
+        facts += [entry["summary"].lower()] if "summary" in entry else []
+        said = f" ({', '.join(facts)})" if facts else ""
+        lines.append(f"- {name}: {entry['status']}{said}." + (f" {entry['note']}" if "note" in entry else ""))
+    arms = ("cpp", "cpp graph", "triton graph")
+    lines += [
+        "",
+        "How many times as fast as native, float32 without TF32: the least and the most of an op's shapes.",
+        "",
     ]
-    lines += ["", "Stages: " + ", ".join(f"{name} {entry['status']}" for name, entry in stages.items()) + ".", ""]
-    arms = ("auto", "cpp", "triton", "native", "compile", "cpp graph", "triton graph", "native graph")
-    lines += ["| op | shape | mode | TF32 | " + " | ".join(arms) + " |", "|---|---|---|---|" + "---:|" * len(arms)]
-    for row in stages.get("benchmarks", {}).get("rows", ()):
-        if "us" in row:
-            cells = (f"{row['us'][arm]:.1f}" if arm in row["us"] else "-" for arm in arms)
-            tf32 = "on" if row["tf32"] else "off"
-            lines.append(f"| {row['op']} | {row['label']} | {row['mode']} | {tf32} | {' | '.join(cells)} |")
+    lines += ["| op | mode | C++ | C++, CUDA graph of both | Triton, CUDA graph of both |", "|---|---|---:|---:|---:|"]
+    rows = [row for row in stages.get("benchmarks", {}).get("rows", ()) if "us" in row and not row["tf32"]]
+    for op, mode in dict.fromkeys((row["op"], row["mode"]) for row in rows):
+        mine = [row["us"] for row in rows if (row["op"], row["mode"]) == (op, mode)]
+        lines.append(f"| {op} | {mode} | {' | '.join(_range(mine, arm) for arm in arms)} |")
     return "\n".join(lines) + "\n"
+
+
+def _range(rows: list[dict[str, float]], arm: str) -> str:
+    native = "native graph" if arm.endswith("graph") else "native"
+    ratios = sorted(us[native] / us[arm] for us in rows if arm in us and native in us)
+    if not ratios:
+        return "-"
+    return f"{ratios[0]:.2f}" if len(ratios) == 1 else f"{ratios[0]:.2f}-{ratios[-1]:.2f}"
 
 
 def replace_block(text: str, name: str, body: str) -> str:

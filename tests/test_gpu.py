@@ -15,6 +15,9 @@ from torchsmith.bench import gpu, gpu_build, gpu_sanitize, gpu_times, readme
 ROOT = Path(__file__).parent.parent
 
 
+ROW = '{"op": "linear", "label": "8->8", "mode": "forward", "tf32": true}'
+
+
 def python(name, code, seconds=60, **more):
     return gpu.Stage(name, [sys.executable, "-c", code], seconds, **more)
 
@@ -26,17 +29,17 @@ def test_a_stage_that_fails_or_times_out_does_not_lose_the_others(tmp_path):
         python(
             "slow", "import time; print('..F.\\n.s', flush=True); time.sleep(60)", seconds=6, read=gpu.pytest_counts
         ),
-        python("unreadable", "print('no json')", read=gpu.last_json),
+        python("unreadable", "print('no json')", read=gpu.timed_rows),
         python("absent", "", tool="no-such-tool-here"),
         gpu.Stage("nowhere", ["/no/such/program"], 1),
-        python("good", "print('{\"rows\": []}')", read=gpu.last_json),
+        python("good", f"print({ROW + chr(10) + ROW + chr(10) + '{cut'!r})", read=gpu.timed_rows),
     ]
     gpu.run_stages(stages, {"format": 1}, out)
     found = json.loads(out.read_text())["stages"]
     assert [e["status"] for e in found.values()] == ["failed", "timed out", "passed", "skipped", "failed", "passed"]
     assert found["bad"]["counts"] == {"passed": 3, "failed": 1}
     assert found["slow"]["counts"] == {"passed": 4, "failed": 1, "skipped": 1}
-    assert "no-such-tool-here" in found["absent"]["note"] and found["good"]["rows"] == []
+    assert "no-such-tool-here" in found["absent"]["note"] and found["good"]["rows"] == [json.loads(ROW)]
     assert os.listdir(out.parent) == ["gpu.json"]
 
 
@@ -62,7 +65,7 @@ def test_the_package_laid_out_can_be_imported(tmp_path):
 
 
 def test_the_timing_loop_on_cpu_tensors():
-    rows = gpu_times.measure(torch.device("cpu"), limit=3, rounds=1, calls=1)
+    rows = list(gpu_times.measure(torch.device("cpu"), limit=3, rounds=1, calls=1))
     timed = [row for row in rows if "us" in row]
     assert timed and all(set(row["us"]) == {"auto", "native"} and min(row["us"].values()) > 0 for row in timed)
     assert all("time was up" in row["error"] for row in rows if "us" not in row)
@@ -71,14 +74,18 @@ def test_the_timing_loop_on_cpu_tensors():
 def test_readme_quotes_the_record_alone(tmp_path):
     out = tmp_path / "gpu.json"
     assert readme.gpu(out) == "GPU speed: not yet measured on a GPU.\n"
-    row = {"op": "linear", "label": "8->8 b1", "mode": "forward", "tf32": True, "us": {"auto": 2.0, "native": 3.0}}
-    stages = {"benchmarks": {"status": "passed", "rows": [row, {"op": "rnn", "error": "no"}]}}
+    row = {"op": "linear", "label": "8->8 b1", "mode": "forward", "tf32": False, "us": {"cpp": 2.0, "native": 3.0}}
+    slow = {**row, "label": "9->9 b1", "us": {"cpp": 4.0, "native": 3.0, "cpp graph": 1.0, "native graph": 2.5}}
+    stages = {
+        "tests": {"status": "passed", "counts": {"passed": 3900}},
+        "memcheck": {"status": "passed", "calls": 573, "left out": 1, "summary": "ERROR SUMMARY: 0 errors"},
+        "benchmarks": {"status": "timed out", "note": "Why.", "rows": [row, slow, {"op": "rnn", "error": "no"}]},
+    }
     gpu.save({"device": "D", "driver": "1", "torch": "2.11", "date": "2026-01-02T00:00", "stages": stages}, out)
     said = readme.gpu(out)
-    assert (
-        "| linear | 8->8 b1 | forward | on | 2.0 | - | - | 3.0 | - | - | - | - |" in said
-        and "benchmarks passed" in said
-    )
+    assert "| linear | forward | 0.75-1.50 | 2.50 | - |" in said and "- benchmarks: timed out. Why.\n" in said
+    assert "- tests: passed (3,900 passed).\n" in said
+    assert "- memcheck: passed (573 calls, 1 left out, error summary: 0 errors).\n" in said
 
 
 def test_what_the_sanitizer_is_given_on_cpu_tensors():
