@@ -1,5 +1,7 @@
 """The measured table: what ``auto`` makes of it, and how its figures are made."""
 
+import sys
+
 import pytest
 import torch
 from tables import entry, table
@@ -121,12 +123,13 @@ def test_small_pools_are_natives_until_something_is_measured(monkeypatch):
 #: Sizes of input and weight, stride and groups: the reason's beginning on AVX-512, and elsewhere; "" for our kernel.
 CONVOLUTIONS = [
     ((2, 128, 6, 6), (128, 128, 3, 3), 1, 1, "many channels:", ""),
-    ((2, 128, 6, 6), (127, 128, 3, 3), 1, 1, "", ""),
+    ((2, 64, 16, 16), (64, 64, 3, 3), 1, 1, "many channels:", ""),
+    ((2, 64, 16, 16), (63, 64, 3, 3), 1, 1, "", ""),
     ((2, 128, 6, 6), (128, 128, 1, 1), 1, 1, "", ""),
     ((2, 128, 2, 2), (128, 128, 1, 1), 1, 1, "many channels:", ""),
     ((2, 128, 6, 6), (128, 128, 3, 3), 2, 1, "many channels:", "many channels, few cells"),
     ((1, 128, 6, 6), (128, 128, 3, 3), 2, 1, "many channels:", ""),
-    ((2, 64, 6, 6), (64, 64, 5, 5), 1, 1, "many channels and", "many channels and"),
+    ((2, 64, 6, 6), (64, 64, 5, 5), 1, 1, "many channels:", "many channels and"),
     ((2, 64, 6, 6), (63, 64, 5, 5), 1, 1, "", ""),
     ((2, 128, 6, 6), (128, 1, 3, 3), 2, 128, "few cells", ""),
     ((2, 128, 20, 20), (128, 1, 3, 3), 1, 128, "", ""),
@@ -155,6 +158,26 @@ def test_convolutions_that_are_natives_until_something_is_measured(monkeypatch, 
         assert chosen("conv2d", x, w).implementation == "cpp"
     table(entry("conv2d", (x, w, None, 1, 0, 1, 1), cpp_us=1.0, torch_us=2.0)).activate()
     assert chosen("conv2d", x, w).implementation == "cpp"
+
+
+@pytest.mark.parametrize(
+    "at_home, isa, rows, left",
+    [(True, "avx512", 64, True), (True, "avx512", 63, False), (True, "avx2", 64, False), (False, "avx512", 64, False)],
+)
+def test_large_products_are_mkls_where_it_is_at_home(at_home, isa, rows, left, monkeypatch):
+    monkeypatch.setattr(dispatch, "RULES", True)
+    monkeypatch.setattr(sys.modules["torchsmith.ops.linear"], "MKL_AT_HOME", at_home)
+    monkeypatch.setattr(_native, "isa_active", lambda: isa)
+    x, w = torch.randn(rows, 512), torch.randn(256, 512)
+    for op in ("linear", "linear_relu"):
+        said = chosen(op, x, w)
+        assert (said.implementation, "MKL" in said.reason) == (("torch", True) if left else ("cpp", False)), said
+    with torchsmith.backend("cpp"):
+        assert chosen("linear", x, w).implementation == "cpp"
+    with pytest.raises(TypeError, match="'input'"):
+        torchsmith.linear(None, w)
+    table(entry("linear", (x, w), cpp_us=1.0, torch_us=2.0)).activate()
+    assert chosen("linear", x, w).implementation == "cpp"
 
 
 @pytest.mark.parametrize("pool", [(2, 2, 0), (3, 2, 1)])
