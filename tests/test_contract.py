@@ -161,10 +161,11 @@ def detached(value):
 def test_opcheck(spec):
     """Schema, fake kernels (shapes, dtypes, strides) and tracing of every native op, on the arguments the samples give it.
 
-    Ops that share their kernels take turns with the samples that they have in common."""
-    seen = set()
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        for sample in in_turn(spec, {s.name: samples_of(s, dtype) for s in all_specs() if s.kernels == spec.kernels}):
+    Ops that share their kernels take turns with the samples that they have in common, and so do the dtypes."""
+    seen, dtypes = set(), (torch.float32, torch.float64, torch.bfloat16)
+    for turn, dtype in enumerate(dtypes):
+        mine = in_turn(spec, {s.name: samples_of(s, dtype) for s in all_specs() if s.kernels == spec.kernels})
+        for sample in mine[turn :: len(dtypes)]:
             with Record() as record:
                 Call(sample).gradients(spec.function)
             for func, args, kwargs in record.calls:
