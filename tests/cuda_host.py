@@ -36,8 +36,18 @@ SANITIZE = (
     "-fsanitize=address,undefined -fno-sanitize=null,object-size -fno-sanitize-address-use-after-scope "
     "-fsanitize-undefined-trap-on-error"
 ).split()
-#: -O1: what is slow in a test is the switching of fibers; -O2 doubles the compile time.
-FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", *SANITIZE]
+#: -Og: what is slow in a test is the switching of fibers; -O1 takes half as long again to compile, and runs a tenth faster. The
+#: compiler's memory is not tidied up below 2 GB.
+FLAGS = [
+    "-std=c++20",
+    "-Og",
+    "--param=ggc-min-heapsize=2000000",
+    "-g1",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-strict-aliasing",
+    *SANITIZE,
+]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas"]  # `#pragma unroll` is nvcc's
 
 
