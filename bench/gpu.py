@@ -134,10 +134,8 @@ def stages(package: Path, arch: str, libraries: Path | None = None) -> list[Stag
     check = ["compute-sanitizer", "--error-exitcode", "9", "--tool"]
     small = [python, "-m", "torchsmith.bench.gpu_sanitize"]
     only = {"TORCH_CUDA_ARCH_LIST": arch, "FORCE_CUDA": "1"}
-    uncached = {
-        **inside,
-        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
-    }  # else a tensor's neighbours hide what is written there
+    # Else a tensor's neighbours in the cache hide what is written beside it.
+    uncached = {**inside, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     return [
         Stage("build", build, 120, environment=only),
         Stage("tests", [*tests, "tests/test_contract.py"], 100, pytest_counts, on_device),

@@ -1,4 +1,7 @@
-"""Builds the libraries, or takes those of a second folder, and lays the package out in a folder, for a process with that folder on PYTHONPATH. Installs nothing."""
+"""Lays the package out in a folder, for a process with that folder on PYTHONPATH, with libraries built, or a second folder's.
+
+Installs nothing.
+"""
 
 from __future__ import annotations
 

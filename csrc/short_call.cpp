@@ -84,7 +84,7 @@ Way way_of(PyObject* self, PyObject* name, PyObject* const* tensors, Py_ssize_t 
   return way;
 }
 
-// What torch.compile's explain() is told of a kernel's call: of a CPU kernel's the op's name alone, which costs nothing to make.
+// What explain() is told of a kernel's call: of a CPU kernel's the op's name alone, which costs nothing to make.
 PyObject* noted(PyObject* name, bool cuda) {
   return cuda ? Py_BuildValue("(Oss)", name, "cpp", "cuda kernel") : Py_NewRef(name);
 }
