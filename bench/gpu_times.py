@@ -48,14 +48,18 @@ def seconds(arm: Arm, calls: int, device: torch.device) -> float:
         return begin.elapsed_time(end) / 1e3 / calls
 
 
-def medians(arms: dict[str, Arm], device: torch.device, rounds: int = 11, calls: int = 20) -> dict[str, float]:
-    """Microseconds a call of each arm; the arms take turns."""
+def medians(
+    arms: dict[str, Arm], device: torch.device, rounds: int = 11, calls: int = 20, round_s: float = 3e-3
+) -> dict[str, float]:
+    """Microseconds a call of each arm; the arms take turns, a turn is ``calls`` of them or what ``round_s`` has room for."""
     times: dict[str, list[float]] = {name: [] for name in arms}
-    for arm in arms.values():
+    turns = {}
+    for name, arm in arms.items():
         arm(3)
+        turns[name] = max(1, min(calls, int(round_s / seconds(arm, 1, device))))
     for _ in range(rounds):
         for name, arm in arms.items():
-            times[name].append(seconds(arm, calls, device))
+            times[name].append(seconds(arm, turns[name], device))
     return {name: statistics.median(values) * 1e6 for name, values in times.items()}
 
 
@@ -128,39 +132,44 @@ def allow_tf32(device: torch.device, value: bool) -> None:
 def measure(device: torch.device, limit: float = 85, dtype: torch.dtype = torch.float32, **plan) -> Iterator[dict]:
     """A row for each course shape, mode and TF32 setting of every op with kernels for the device, until time is up.
 
-    What is then left of the time goes to torch.compile, which takes seconds for each: without TF32, the ops in turn; such a
-    row comes once more.
+    First without TF32, then with it; the ops take turns, so that each has its share when time is up. What is then left of it
+    goes to torch.compile, which takes seconds for each, without TF32; such a row comes once more.
     """
     end = time.monotonic() + limit
-    todo = []
-    for spec in all_specs():
-        if not dispatch._device_has_kernels(spec.name, device.type):
-            continue
-        for i, case in enumerate(spec.bench):
-            for mode in ("forward", "forward+backward"):
-                for tf32 in (False, True) if device.type == "cuda" else (False,):
-                    row = {"op": spec.name, "label": case.label, "mode": mode, "dtype": str(dtype)[6:], "tf32": tf32}
-                    if time.monotonic() > end:
-                        yield {**row, "error": "not measured: the time was up"}
-                        continue
-                    allow_tf32(device, tf32)
-                    try:
-                        arms, row["missing"] = arms_of(spec, case, mode, dtype, device)
-                        row["us"] = medians(arms, device, **plan)
-                    except Exception as error:
-                        row["error"] = f"{type(error).__name__}: {error}"[:300]
-                    yield row
-                    if device.type == "cuda" and not tf32:
-                        todo.append(((i, mode), row, (spec, case, mode, dtype, device)))
+    specs = [spec for spec in all_specs() if dispatch._device_has_kernels(spec.name, device.type)]
+    cases = sorted(((i, spec, case) for spec in specs for i, case in enumerate(spec.bench)), key=lambda one: one[0])
+    calls = [(spec, case, mode, dtype, device) for _, spec, case in cases for mode in ("forward", "forward+backward")]
+    rows = []
+    for tf32 in (False, True) if device.type == "cuda" else (False,):
+        allow_tf32(device, tf32)
+        for call in calls:
+            row = _row(call, tf32, end, plan)
+            rows += [row] if device.type == "cuda" and not tf32 else []
+            yield row
     allow_tf32(device, False)
-    for _, row, arguments in sorted(todo, key=lambda one: one[0]):
+    for call, row in zip(calls, rows, strict=False):
         if time.monotonic() > end:
             break
+        if "us" not in row:
+            continue
         try:
-            row["us"]["compile"] = medians({"compile": compiled(*arguments)}, device, **plan)["compile"]
+            row["us"]["compile"] = medians({"compile": compiled(*call)}, device, **plan)["compile"]
         except Exception as error:
-            row.setdefault("missing", {})["compile"] = in_a_line(error)
+            row["missing"]["compile"] = in_a_line(error)
         yield row
+
+
+def _row(call: tuple, tf32: bool, end: float, plan: dict) -> dict:
+    spec, case, mode, dtype, device = call
+    row = {"op": spec.name, "label": case.label, "mode": mode, "dtype": str(dtype)[6:], "tf32": tf32}
+    if time.monotonic() > end:
+        return {**row, "error": "not measured: the time was up"}
+    try:
+        arms, row["missing"] = arms_of(*call)
+        row["us"] = medians(arms, device, **plan)
+    except Exception as error:
+        row["error"] = f"{type(error).__name__}: {error}"[:300]
+    return row
 
 
 if __name__ == "__main__":
