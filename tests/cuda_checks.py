@@ -1,12 +1,12 @@
-"""One row's CUDA kernels executed on the host: run by test_cuda_kernels.py, in a process that has the sanitizers.
+"""The CUDA kernels of some rows executed on the host: run by test_cuda_kernels.py, in a process that has the sanitizers.
 
-Every sample of the row's specs, and those of tests/cuda_rows/<row>.py, forward and backward, by the CUDA sources: results
+Every sample of a row's specs, and those of tests/cuda_rows/<row>.py, forward and backward, by the CUDA sources: results
 against the float64 reference by the rule of compare.py, bit for bit the same in two thread orders, on devices for which
 plans differ. Then: no kernel that the row can launch was left out. Ops that share kernels take turns with samples that they
 have in common, but for small ones.
 
-That is float32. The other dtypes instantiate the same templates: ops that share kernels take turns with them, in one order,
-and float64 and float16, which differ from those two in their types alone, take every second sample of the specs.
+That is float32. The other dtypes and TF32 instantiate the same templates: ops that share kernels take turns with them, in
+one order, and of the specs' samples each takes every second one, float16 and TF32 those that bfloat16 leaves out.
 """
 
 import importlib
@@ -26,21 +26,20 @@ from torchsmith.dispatch import backend
 from torchsmith.ops import _recurrent
 from torchsmith.spec import FLOATS, all_specs
 
-ROW = os.environ["TORCHSMITH_TEST_ROW"]
-SPECS = [spec for spec in all_specs() if spec.row == ROW]
-MODULE = importlib.import_module(f"torchsmith.ops.{ROW}")
-
+ROWS = os.environ["TORCHSMITH_TEST_ROWS"].split()
+SPECS = [spec for spec in all_specs() if spec.row in ROWS]
+RECURRENT = ("rnn", "gru")
 
 RELU = "relu: "  # of a recurrent row: tanh's sample with the other nonlinearity, a branch of its cell
 SMALL = 300  # elements of a sample that every op takes
 
 
 def extra_samples(spec, dtype):
-    if not (Path(__file__).parent / "cuda_rows" / f"{ROW}.py").is_file():
+    if not (Path(__file__).parent / "cuda_rows" / f"{spec.row}.py").is_file():
         return []
     seed(SEED)
     # A row whose ops take different arguments gives samples by op.
-    samples = importlib.import_module(f"cuda_rows.{ROW}").samples(dtype)
+    samples = importlib.import_module(f"cuda_rows.{spec.row}").samples(dtype)
     return list(samples[spec.name] if isinstance(samples, dict) else samples)
 
 
@@ -71,14 +70,23 @@ def own_in_turn(spec, dtype):
     return [s for s in own if spec.flops(s) <= 4 * 10**5 and not s.name.startswith(RELU)]
 
 
+def by_turns(spec, dtype, first):
+    """Every second sample of the specs, and all of the row's extra ones."""
+    own = every_in_turn(spec, dtype, samples_of)
+    # A window over 256 cells has kernels of its own.
+    own = [s for i, s in enumerate(own) if i % 2 == first or "window" in s.name]
+    return [s for s in own if not s.name.startswith(RELU)] + extra_in_turn(spec, dtype)
+
+
 def by_dtype(spec, dtype):
     if dtype == torch.float32:
         mine = {sample.name for sample in every_in_turn(spec, dtype, samples_of)}
         return [s for s in samples_of(spec, dtype) if s.name in mine or size(s) <= SMALL] + extra_samples(spec, dtype)
-    own, step = every_in_turn(spec, dtype, samples_of), 1 if dtype == torch.bfloat16 else 2
-    # A window over 256 cells has kernels of its own.
-    own = [s for i, s in enumerate(own) if i % step == 0 or "window" in s.name]
-    return [s for s in own if not s.name.startswith(RELU)] + extra_in_turn(spec, dtype)
+    return by_turns(spec, dtype, dtype == torch.bfloat16)
+
+
+def for_tf32(spec, dtype):
+    return by_turns(spec, dtype, 0) if tf32_settings(spec) else []
 
 
 def cases(dtypes=FLOATS, of=every_sample):
@@ -91,7 +99,7 @@ def cases(dtypes=FLOATS, of=every_sample):
 
 
 def on_host(call, spec, order, device, wanted=None):
-    with cuda_host.HostCuda(ROW, order, device) as host, backend("cpp"):
+    with cuda_host.HostCuda(spec.row, order, device) as host, backend("cpp"):
         outputs, grads = call.gradients(spec.function, wanted)
     return host.calls, [*outputs, *grads]
 
@@ -146,31 +154,33 @@ def test_values_on_a_small_device(spec, sample):
     check(ours, *expected(sample, spec))
 
 
-#: Where a row reads torch's settings of TF32.
-TF32 = [
-    (module, name)
-    for module in (MODULE, *([_recurrent] if ROW in ("rnn", "gru") else []))
-    for name in ("allow_tf32", "recurrent_tf32")
-    if hasattr(module, name)
-]
+def tf32_settings(spec):
+    """Where a row reads torch's settings of TF32."""
+    module = importlib.import_module(f"torchsmith.ops.{spec.row}")
+    return [
+        (module, name)
+        for module in (module, *([_recurrent] if spec.row in RECURRENT else []))
+        for name in ("allow_tf32", "recurrent_tf32")
+        if hasattr(module, name)
+    ]
 
 
-def factors_are_given(sample):
+def factors_are_given(spec, sample):
     """Whether what is multiplied are values of the call, not sums of some.
 
     A recurrent row multiplies its own states and gates' gradients, and windows of a pool that overlap add up gradients.
     """
     window, step = sample.kwargs.get("pool_kernel_size"), sample.kwargs.get("pool_stride")
-    return ROW not in ("rnn", "gru") and (step is None or step == window)
+    return spec.row not in RECURRENT and (step is None or step == window)
 
 
-@pytest.mark.skipif(not TF32, reason="the row has no TF32")
 @pytest.mark.parametrize(
     "device, spec, sample",
     [
         pytest.param(device, *case.values, id=f"{device}-{case.id}")
         for device in cuda_host.DEVICES
-        for case in cases((torch.bfloat16,), of=every_in_turn if device == "h200" else extra_in_turn)
+        for case in cases((torch.bfloat16,), of=for_tf32 if device == "h200" else extra_in_turn)
+        if tf32_settings(case.values[0])
     ],
 )
 def test_values_in_tf32(device, spec, sample, monkeypatch):
@@ -179,10 +189,10 @@ def test_values_in_tf32(device, spec, sample, monkeypatch):
     Factors that are sums are rounded to TF32's eleven bits, which are float16's: native in float16 is then the measure.
     Turing has no TF32 and computes in float32.
     """
-    for module, name in TF32:
+    for module, name in tf32_settings(spec):
         monkeypatch.setattr(module, name, lambda t: t.dtype == torch.float32)
     _, ours = on_host(Call(sample, torch.float32), spec, "random", device)
-    judged = torch.float32 if factors_are_given(sample) or device == "turing" else torch.float16
+    judged = torch.float32 if factors_are_given(spec, sample) or device == "turing" else torch.float16
     rounded = [t.to(judged) if t is not None and t.is_floating_point() else t for t in ours]
     check(rounded, *expected(sample, spec, judged))
 
@@ -225,12 +235,13 @@ def test_real_sizes(spec):
     check(ours, *expected(sample, spec, wanted=wanted))
 
 
-def test_every_kernel_was_executed():
+@pytest.mark.parametrize("row", ROWS)
+def test_every_kernel_was_executed(row):
     """Runs last. Every instantiation in the row's library is launched by some test above."""
-    kernels = cuda_host.kernels(ROW)
+    kernels = cuda_host.kernels(row)
     never = [name for name, k in kernels.items() if k.launches == 0]
     assert kernels and not never, never
     named = {name.split("<")[0].rpartition("::")[2] for name in kernels}
-    assert cuda_host.declared(ROW) <= named
+    assert cuda_host.declared(row) <= named
     table = {cuda_gates.short(name): {"threads": k.threads, "shared": k.shared} for name, k in sorted(kernels.items())}
-    (cuda_gates.LAUNCHES / f"{ROW}.launches.json").write_text(json.dumps(table, indent=1))
+    (cuda_gates.LAUNCHES / f"{row}.launches.json").write_text(json.dumps(table, indent=1))

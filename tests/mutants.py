@@ -58,7 +58,7 @@ def caught(bug: Bug, tree: Path, environment: dict[str, str]) -> bool:
 
 def caught_interpreted(bug: Bug, tree: Path, environment: dict[str, str]) -> bool:
     out = str(tree.parent / "launches.json")
-    row = {"TRITON_INTERPRET": "1", "TORCHSMITH_TEST_ROW": bug.tests, "TORCHSMITH_TEST_OUT": out}
+    row = {"TRITON_INTERPRET": "1", "TORCHSMITH_TEST_ROWS": bug.tests, "TORCHSMITH_TEST_OUT": out}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/triton_checks.py"]
     run = subprocess.run(command, cwd=tree, env=environment | row, capture_output=True, text=True)
     if run.returncode > 1 or (run.returncode == 1 and "::test_values[" not in run.stdout):

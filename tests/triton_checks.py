@@ -1,6 +1,6 @@
-"""One row's Triton kernels under Triton's interpreter: run by test_triton.py, in a process with TRITON_INTERPRET=1.
+"""Some rows' Triton kernels under Triton's interpreter: run by test_triton.py, in a process with TRITON_INTERPRET=1.
 
-Every sample of the row's specs that is small enough for an interpreter, forward and backward, against the float64 reference
+Every sample of their specs that is small enough for an interpreter, forward and backward, against the float64 reference
 by the rule of compare.py. What was launched is written down for the ahead-of-time compilation that follows.
 """
 
@@ -26,8 +26,8 @@ from torchsmith.spec import Sample, all_specs
 
 triton_fast.install()
 
-ROW = os.environ["TORCHSMITH_TEST_ROW"]
-SPECS = [spec for spec in all_specs() if spec.row == ROW and all(map(triton_backend.has, spec.kernels))]
+ROWS = os.environ["TORCHSMITH_TEST_ROWS"].split()
+SPECS = [spec for spec in all_specs() if spec.row in ROWS and all(map(triton_backend.has, spec.kernels))]
 MOST = {torch.float32: 6000, torch.float16: 1500}  # elements of a sample: a program of a launch takes milliseconds
 LAUNCHED: dict[str, dict] = {}
 
@@ -50,25 +50,25 @@ def _write_down(monkeypatch):
 
 def edges_of(spec, dtype):
     """The samples that the CUDA kernels have at the edges of their tiles, some of them large: float32 alone."""
-    if dtype != torch.float32 or not (Path(__file__).parent / "cuda_rows" / f"{ROW}.py").is_file():
+    if dtype != torch.float32 or not (Path(__file__).parent / "cuda_rows" / f"{spec.row}.py").is_file():
         return []
     seed(SEED)
-    samples = importlib.import_module(f"cuda_rows.{ROW}").samples(dtype)
+    samples = importlib.import_module(f"cuda_rows.{spec.row}").samples(dtype)
     return list(samples[spec.name] if isinstance(samples, dict) else samples)
 
 
 def configured(spec, dtype):
     """Small samples, one for each configuration that those of the specs do not reach in float16."""
-    if dtype != torch.float16 or spec.name != ROW:  # an op for each file of kernels
+    if dtype != torch.float16 or spec.name != spec.row:  # an op for each file of kernels
         return []
     seed(SEED)
     make = maker(dtype, "cpu")
-    if ROW == "conv2d":
+    if spec.row == "conv2d":
         return [
             Sample(f"{C} channels to {K}", (make(1, C, 3, 3), make(K, C, 2, 2), make(K)))
             for C, K in ((20, 40), (40, 20))
         ]
-    gates = {"rnn": 1, "gru": 3}.get(ROW)
+    gates = {"rnn": 1, "gru": 3}.get(spec.row)
     return [
         Sample(f"hidden {H}", (make(2, 1, 2), make(1, 1, H), weights_for(make, gates, 2, H)))
         for H in (20, 40, 100)
@@ -128,12 +128,12 @@ def test_values(spec, sample):
 
 @pytest.mark.parametrize("config", _gemm.CONFIGS, ids=lambda c: f"{c['BM']}x{c['BN']}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda d: str(d)[6:])
-@pytest.mark.skipif(ROW != "linear", reason="once is enough")
+@pytest.mark.skipif("linear" not in ROWS, reason="once is enough")
 def test_every_configuration_of_the_product(config, dtype, monkeypatch):
     """Not only the one that small samples get."""
     monkeypatch.setattr(_gemm, "choose", lambda M, N: config)
     for spec in SPECS:
-        for sample in samples_of(spec, dtype):
+        for sample in samples_of(spec, dtype) if spec.row == "linear" else []:
             if sample.name in ("29x257x65", "transposed", "no rows"):
                 test_values(spec, sample)
 
@@ -158,16 +158,16 @@ def configurations(module):
 def test_every_configuration_was_launched_in_float16():
     """What is compiled afterwards is what was launched. The product's are linear's to show."""
     launches = [one for one in LAUNCHED.values() if "float16" in one["tensors"].values()]
-    for file in {one["file"] for one in launches if ROW == "linear" or one["file"] != "_gemm"}:
+    for file in {one["file"] for one in launches if "linear" in ROWS or one["file"] != "_gemm"}:
         here = [one["constants"].items() for one in launches if one["file"] == file]
         for config in configurations(importlib.import_module(f"torchsmith.kernels.{file}")):
             assert any(config.items() <= constants for constants in here), (file, config.label)
 
 
 def test_every_kernel_was_launched():
-    """Runs last: every kernel of the row's file, and of the shared ones it imports, was executed above; launches are kept."""
+    """Runs last: every kernel of the rows' files, and of the shared ones they import, was executed above; launches are kept."""
     folder = Path(triton_backend.__file__).parents[1] / "kernels"
-    source = (folder / f"{ROW}.py").read_text()
+    source = "".join((folder / f"{row}.py").read_text() for row in ROWS)
     files = sorted(folder.glob("_[a-z]*.py"))
     for shared in files + files:  # twice: of what is imported by what is imported
         source += shared.read_text() if f"from .{shared.stem} import" in source else ""

@@ -26,7 +26,7 @@ def chosen(launches: list[dict]) -> list[dict]:
     """Of each kernel, configuration and dtype the launch with the most of the kernel's options on."""
     best: dict[tuple, dict] = {}
     for one in launches:
-        numbers = {k: v for k, v in one["constants"].items() if k.startswith("B") and type(v) is int}  # sizes of blocks
+        numbers = {k: v for k, v in one["constants"].items() if k[0] in "BG" and type(v) is int}  # blocks, gates
         key = (one["kernel"], json.dumps(numbers, sort_keys=True), json.dumps(one["options"]), dtype_of(one))
         on = sum(v is True for v in one["constants"].values())
         if key not in best or on > best[key][0]:
