@@ -2,6 +2,7 @@
 #include "../contract/linear.h"
 
 #include "gemm.h"
+#include "sum_rows.h"
 
 namespace ts {
 TS_DECLARE(linear_forward, linear::Forward)

@@ -18,6 +18,7 @@
 
 #include "../contract/sequence.h"
 #include "gemm.h"
+#include "sum_rows.h"
 #include "vmath.h"
 
 namespace ts::TS_ISA {
