@@ -31,8 +31,8 @@ def isa(request):
         yield request.param
 
 
-def check_against_reference(spec, sample):
-    assert not list(Expected(spec, sample).wrong())
+def check_against_reference(spec, sample, runs=1):
+    assert not list(Expected(spec, sample, runs).wrong())
 
 
 @pytest.mark.parametrize("spec, dtype, index", cases())

@@ -88,7 +88,8 @@ WAYS += [pytest.param(op, make, id=name) for name, (op, make) in SEQUENCES.items
 @pytest.mark.parametrize("op, make", WAYS)
 def test_values_and_gradients(op, make, dtype, isa):  # noqa: F811
     torch.manual_seed(0)
-    check_against_reference(SPECS[op], make(dtype))
+    # A few sums of hundreds of steps, of which native's error may be 1e-6 or ten times that.
+    check_against_reference(SPECS[op], make(dtype), runs=6 if SPECS[op].row in ("rnn", "gru") else 1)
 
 
 @pytest.mark.parametrize(

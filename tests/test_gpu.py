@@ -83,7 +83,7 @@ def test_readme_quotes_the_record_alone(tmp_path):
     }
     gpu.save({"device": "D", "driver": "1", "torch": "2.11", "date": "2026-01-02T00:00", "stages": stages}, out)
     said = readme.gpu(out)
-    assert "| linear | forward | 0.75-1.50 | 2.50 | - |" in said and "- benchmarks: timed out. Why.\n" in said
+    assert "| linear | forward | 0.75-1.50 | 2.50 | - | - |" in said and "- benchmarks: timed out. Why.\n" in said
     assert "- tests: passed (3,900 passed).\n" in said
     assert "- memcheck: passed (573 calls, 1 left out, error summary: 0 errors).\n" in said
 
