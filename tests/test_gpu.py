@@ -27,7 +27,7 @@ def test_a_stage_that_fails_or_times_out_does_not_lose_the_others(tmp_path):
     stages = [
         python("bad", "print('3 passed, 1 failed in 1s'); raise SystemExit(1)", read=gpu.pytest_counts),
         python(
-            "slow", "import time; print('..F.\\n.s', flush=True); time.sleep(60)", seconds=6, read=gpu.pytest_counts
+            "slow", "import time; print('..F.\\n.s', flush=True); time.sleep(60)", seconds=3, read=gpu.pytest_counts
         ),
         python("unreadable", "print('no json')", read=gpu.timed_rows),
         python("absent", "", tool="no-such-tool-here"),
