@@ -29,12 +29,13 @@ ORDERS = {"ascending": 0, "descending": 1, "random": 2}
 #: name -> (compute capability, multiprocessors): plans differ with both
 DEVICES = {"h200": (90, 132), "one multiprocessor": (80, 1), "turing": (75, 40)}
 
-#: Without what takes most of the compile time. Two checks: a null pointer that is used ends the process anyway, and most of
-#: what goes beyond an object goes into AddressSanitizer's red zones (not what stays inside a larger one). The poisoning of
-#: variables out of scope, of which a kernel keeps no pointers. And words for undefined behaviour: it ends in SIGILL.
+#: The undefined behaviour that kernels are prone to, without what takes most of the compile time for little: a null pointer
+#: that is used ends the process anyway, and what goes beyond an object goes into AddressSanitizer's red zones (not what stays
+#: inside a larger one), so pointers are not checked while they are computed. Nor is the poisoning of variables out of scope
+#: there, of which a kernel keeps no pointers, nor are words for undefined behaviour: it ends in SIGILL.
 SANITIZE = (
-    "-fsanitize=address,undefined -fno-sanitize=null,object-size -fno-sanitize-address-use-after-scope "
-    "-fsanitize-undefined-trap-on-error"
+    "-fsanitize=address,alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero "
+    "-fno-sanitize-address-use-after-scope -fsanitize-undefined-trap-on-error"
 ).split()
 #: -Og: what is slow in a test is the switching of fibers; -O1 takes half as long again to compile, and runs a tenth faster. The
 #: compiler's memory is not tidied up below 2 GB.

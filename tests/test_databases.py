@@ -248,6 +248,16 @@ def noncontiguous(value):
     return torch.utils._pytree.tree_map(strided, value)
 
 
+def tidied(native):
+    """cuDNN refuses states that are not contiguous: its arm gets the same values so."""
+
+    def call(args, kwargs, *parameters):
+        args = torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.contiguous, args)
+        return native(args, kwargs, *parameters)
+
+    return call
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("name", MODULES)
 def test_modules(name, dtype, record_property):
@@ -264,7 +274,7 @@ def test_modules(name, dtype, record_property):
         (theirs, sample), (mine, _) = functional(native, given), functional(ours, given)
         check(f"module input {count}", sample, mine, theirs, runs)
         twin = Sample("", noncontiguous(sample.args))
-        check(f"non-contiguous twin of {count}", twin, mine, theirs, runs)
+        check(f"non-contiguous twin of {count}", twin, mine, tidied(theirs), runs)
         inputs, keywords = given.forward_input.args, given.forward_input.kwargs
         # The database's own reference; it has none for packed sequences.
         if given.reference_fn is not None and not any(isinstance(x, PackedSequence) for x in inputs):

@@ -77,15 +77,15 @@ def configured(spec, dtype):
 
 
 def slow(spec, sample):
-    """What an interpreter takes seconds for and other samples show: a window of 289 cells, but in float32 and planes; an image
-    of the course under overlapping windows (without them it is there); float16 of both nonlinearities and of depthwise ones.
+    """What an interpreter takes seconds for and other samples show: a window of 289 cells, but in float32, planes and
+    max_pool2d itself; an image of the course under overlapping windows (without them it is there); float16 of both nonlinearities and of depthwise ones.
     What Triton's kernels do not have: a cooperative launch, steps in shares, depthwise in channels_last by a kernel of its own.
     """
     half, name = Call(sample).tensors[0].dtype == torch.float16, sample.name
     if "cooperative" in name or name.startswith(("steps in shares", "channels_last, depthwise")):
         return True
     if re.search("window (of|over)", name):
-        return half or "channels_last" in name
+        return half or "channels_last" in name or spec.row == "conv2d"
     if name.startswith("course 1") and sample.kwargs.get("pool_stride"):
         return True
     return half and name.startswith(("depthwise", "relu: "))

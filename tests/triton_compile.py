@@ -26,12 +26,16 @@ def chosen(launches: list[dict]) -> list[dict]:
     """Of each kernel, configuration and dtype the launch with the most of the kernel's options on."""
     best: dict[tuple, dict] = {}
     for one in launches:
-        numbers = {k: v for k, v in one["constants"].items() if k[0] in "BG" and type(v) is int}  # blocks, gates
-        key = (one["kernel"], json.dumps(numbers, sort_keys=True), json.dumps(one["options"]), dtype_of(one))
+        key = (*configuration(one), dtype_of(one))
         on = sum(v is True for v in one["constants"].values())
         if key not in best or on > best[key][0]:
             best[key] = on, one
     return [one for _, one in best.values()]
+
+
+def configuration(one: dict) -> tuple:
+    numbers = {k: v for k, v in one["constants"].items() if k[0] in "BG" and type(v) is int}  # blocks, gates
+    return one["kernel"], json.dumps(numbers, sort_keys=True), json.dumps(one["options"])
 
 
 def dtype_of(one: dict) -> str:
@@ -39,15 +43,18 @@ def dtype_of(one: dict) -> str:
     return "float16" if "float16" in one["tensors"].values() else "float32"
 
 
-def variants(one: dict, seen: set):
-    """(name, launch, architectures): every kernel and configuration for all of them, in the dtype that is theirs to choose
-    tensor cores for; the other dtypes, TF32 and bfloat16 among them, for Hopper.
+def variants(one: dict, wide: set, seen: set):
+    """(name, launch, architectures): every kernel and configuration for all of them: for Hopper in float32, which takes the most
+    shared memory, where it was launched so (``wide``), for the others in float16, whose tensor cores are theirs to choose; of
+    each kernel one more for Hopper in float16, bfloat16 and TF32.
     """
     dtype, constants = dtype_of(one), one["constants"]
-    yield dtype, one, ARCHITECTURES if dtype == "float16" else (90,)
-    if (one["kernel"], dtype) in seen:
-        return
+    more = (one["kernel"], dtype) not in seen
     seen.add((one["kernel"], dtype))
+    for_hopper = dtype == "float32" or more or configuration(one) not in wide
+    yield dtype, one, [arch for arch in ARCHITECTURES if (for_hopper if arch == 90 else dtype == "float16")]
+    if not more:
+        return
     if dtype == "float32" and constants.get("PRECISION") == "ieee":
         yield "tf32", {**one, "constants": {**constants, "PRECISION": "tf32"}}, (90,)
     if dtype == "float16":
@@ -86,9 +93,9 @@ def main() -> None:
     path, *elsewhere = sys.argv[1:]
     with open(path) as file:
         launches = chosen([one for one in json.load(file) if one["file"] not in elsewhere])
-    entries, seen = [], set()
+    entries, seen, wide = [], set(), {configuration(one) for one in launches if dtype_of(one) == "float32"}
     for one in launches:
-        for dtype, variant, architectures in variants(one, seen):
+        for dtype, variant, architectures in variants(one, wide, seen):
             for arch in architectures:
                 facts = build(variant, arch)
                 entries.append(
