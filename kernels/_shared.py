@@ -67,11 +67,13 @@ def launch(
     ``grid`` makes the blocks from the very configuration that runs. An empty grid is nothing to do. ``constants`` and a
     configuration's own are the parameters that follow ``args``, in any order.
     """
-    key = (kernel, configs[0].label, *map(_kind, args), *constants.values())
-    if key not in _ready:
+    # Most arguments are sizes and strides. A kernel's own hash is one of its source, made in Python at every look.
+    key = (id(kernel), configs[0].label, *[a if type(a) is int else _kind(a) for a in args], *constants.values())
+    ready = _ready.get(key)
+    if ready is None:
         _prepare(key, kernel, grid, configs, args, constants)
         return
-    compiled, blocks, rest = _ready[key]
+    compiled, blocks, rest = ready
     compiled[blocks](*args, *rest)
 
 
