@@ -96,19 +96,30 @@ def use(always: Iterable[str], by_call: Mapping[str, Callable[[tuple[Any, ...]],
 
 
 def _register(op: str, key: str) -> torch.library.Library:
+    from .spec import OUTPUTS
+
     name = f"torchsmith::{op}"
     before = torch.library.get_kernel(name, key) if torch._C._dispatch_has_kernel_for_dispatch_key(name, key) else None
     library = torch.library.Library("torchsmith", "IMPL")  # noqa: TOR901  (destroyed by use)
-    run = partial(_run, op, _shared().LAUNCHERS[op], before)
+    run = partial(_run, op, OUTPUTS[op], _shared().LAUNCHERS[op], before)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that the C++ kernel is replaced is what is meant
         library.impl(op, run, key, with_keyset=True, allow_override=True)
     return library
 
 
-def _run(op: str, launcher: Callable[..., Any], before: Any, keys: Any, *args: Any, **kwargs: Any) -> Any:
-    from .spec import OUTPUTS
+_HERE = nullcontext()
 
+
+def _run(
+    op: str,
+    allocate: Callable[..., Any],
+    launcher: Callable[..., Any],
+    before: Any,
+    keys: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     tensor = next(t for t in tensors(args))
     ours = op in _always or (op in _by_call and (before is None or _by_call[op](args)))
     if not ours or tensor.dtype not in _shared().DTYPES:
@@ -118,8 +129,9 @@ def _run(op: str, launcher: Callable[..., Any], before: Any, keys: Any, *args: A
             )
         return before.call_boxed(keys, *args, **kwargs)
     # Triton launches on the current device, which need not be the tensors'.
-    with torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext():
-        outputs = OUTPUTS[op](*args, **kwargs)
+    here = not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device()
+    with _HERE if here else torch.cuda.device(tensor.device):
+        outputs = allocate(*args, **kwargs)
         launcher(outputs, *args, **kwargs)
     return outputs
 
