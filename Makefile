@@ -32,7 +32,7 @@ demo: build
 	$(PY) -m torchsmith train cnn --data digits --epochs $(DEMO_EPOCHS) --compare --out runs/demo
 
 test: build
-	$(PY) -m pytest -n logical --dist load --maxschedchunk 4 $(TEST_ARGS)
+	$(PY) -m pytest -n logical --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 bench: build
 	$(PY) -m torchsmith bench --out runs/bench

@@ -40,9 +40,9 @@ def caught(bug: Bug, tree: Path, environment: dict[str, str]) -> bool:
             subprocess.run(build, cwd=tree, env=environment, check=True, capture_output=True)
         files = ["contract", "cpu_ways", "call_key"] if not bug.cuda else ["cuda_kernels"]
         files = [f"tests/test_{name}.py" for name in files]
-        tests = f"on_the_host and ({bug.tests})" if bug.cuda else bug.tests
+        tests, row = ("on_the_host", {"TORCHSMITH_TEST_ROWS": bug.tests}) if bug.cuda else (bug.tests, {})
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", tests]
-        run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+        run = subprocess.run(command, cwd=tree, env=environment | row, capture_output=True, text=True)
         if (
             "does not compile for the host" in run.stdout
         ):  # a bug the compiler refuses or warns of shows nothing of the tests

@@ -10,8 +10,6 @@ import pytest
 import torch
 from compare import compare
 from contract import Call, samples_of
-from torch._dynamo.backends.common import aot_autograd
-from torch._functorch.aot_autograd import make_boxed_func
 from torch.nn.utils.rnn import PackedSequence
 from torch.nn.utils.rnn import pack_padded_sequence as pack
 
@@ -33,12 +31,16 @@ class Graphs:
     """Compiles as aot_eager does, and keeps the names of our ops in the graphs of either pass."""
 
     def __init__(self):
+        from torch._dynamo.backends.common import aot_autograd  # takes seconds: of the worker alone that runs this
+
         self.forward, self.backward = set(), set()
         keep = {"fw_compiler": self._into(self.forward), "bw_compiler": self._into(self.backward)}
         self.backend = aot_autograd(**keep, inference_compiler=keep["fw_compiler"])
 
     @staticmethod
     def _into(names):
+        from torch._functorch.aot_autograd import make_boxed_func
+
         def compiler(graph, inputs):
             targets = [n.target for n in graph.graph.nodes if n.op == "call_function"]
             names.update(t._opname for t in targets if getattr(t, "namespace", "") == "torchsmith")

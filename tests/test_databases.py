@@ -22,15 +22,15 @@ from torchsmith import nn, ops
 from torchsmith.dispatch import explain
 from torchsmith.spec import FLOATS, Sample
 
-invocations = pytest.importorskip(
-    "torch.testing._internal.common_methods_invocations", reason="this torch has no OpInfo database"
-)
-modules = pytest.importorskip(
-    "torch.testing._internal.common_modules", reason="this torch has no ModuleInfo database", exc_type=ImportError
-)
+
+def database(name: str):
+    """A file of torch.testing: imported by the first test that asks for it, as that takes seconds."""
+    reason = f"this torch has no database {name}"
+    return pytest.importorskip(f"torch.testing._internal.{name}", reason=reason, exc_type=ImportError)
 
 
 def op_info(name: str):
+    invocations = database("common_methods_invocations")
     found = [info for info in invocations.op_db if info.name == name and not info.variant_test_name]
     if len(found) != 1:
         pytest.skip(f"the OpInfo database of this torch has {len(found)} entries {name}")
@@ -215,6 +215,7 @@ RECURRENT = ("RNNCell", "GRUCell", "RNN", "GRU")
 
 
 def module_info(name: str):
+    modules = database("common_modules")
     found = [info for info in modules.module_db if info.module_cls is getattr(torch.nn, name)]
     if len(found) != 1:
         pytest.skip(f"the ModuleInfo database of this torch has {len(found)} entries {name}")
@@ -295,7 +296,7 @@ def test_module_error_inputs(name, record_property):
         construct = given.constructor_input
         with pytest.raises(error.error_type, match=error.error_regex):
             module = getattr(nn, name)(*construct.args, **construct.kwargs)
-            if error.error_on == modules.ModuleErrorEnum.FORWARD_ERROR:
+            if error.error_on == database("common_modules").ModuleErrorEnum.FORWARD_ERROR:
                 module(*given.forward_input.args, **given.forward_input.kwargs)
     record_property("errors", len(errors))
     assert errors

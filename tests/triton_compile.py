@@ -1,6 +1,6 @@
 """Compiles launches that triton_checks.py wrote down to machine code, for GPUs that are not there. Run by test_triton.py.
 
-Arguments: the file of launches, then the files of kernels that are compiled elsewhere. Prints, as JSON, one entry for each kernel x configuration x dtype x architecture.
+Argument: the file of launches. Prints, as JSON, one entry for each kernel x configuration x dtype x architecture.
 bfloat16 is float16's launch with the other dtype: the interpreter does not compute it. It and TF32 are compiled in one
 configuration of each kernel: the others differ from it in sizes that float16 and float32 are compiled with.
 """
@@ -90,9 +90,8 @@ def build(one: dict, arch: int) -> dict:
 
 
 def main() -> None:
-    path, *elsewhere = sys.argv[1:]
-    with open(path) as file:
-        launches = chosen([one for one in json.load(file) if one["file"] not in elsewhere])
+    with open(sys.argv[1]) as file:
+        launches = chosen(json.load(file))
     entries, seen, wide = [], set(), {configuration(one) for one in launches if dtype_of(one) == "float32"}
     for one in launches:
         for dtype, variant, architectures in variants(one, wide, seen):

@@ -15,7 +15,7 @@ class Bug:
     file: str
     right: str
     wrong: str
-    tests: str  # pytest -k expression; of a Triton kernel the row
+    tests: str  # pytest -k expression; of a CUDA or Triton kernel the row
 
     @property
     def cuda(self) -> bool:

@@ -105,7 +105,7 @@ inline std::string where(const Site& s) {
   return std::string(slash ? slash + 1 : s.file_name()) + ":" + std::to_string(s.line());
 }
 
-inline void wait(State state, const Site& site) {
+__attribute__((no_sanitize("address", "undefined"))) inline void wait(State state, const Site& site) {
   Thread& t = self();
   t.state = state;
   t.site = site;
@@ -116,16 +116,17 @@ inline void wait(State state, const Site& site) {
 
 // The calling lane brings `argument`; when every lane of `mask` has come to the same place, meeting(arguments, mask) runs
 // once, where arguments[i] is lane i's.
-inline void meet(unsigned mask, void (*meeting)(void**, unsigned), void* argument, const Site& site) {
+__attribute__((no_sanitize("address", "undefined"))) inline void meet(unsigned mask, void (*meeting)(void**, unsigned), void* argument, const Site& site) {
   Thread& t = self();
   Block& b = *t.block;
   const unsigned lane = t.number % kWarp, warp = t.number / kWarp, first = warp * kWarp;
   if (!(mask >> lane & 1)) fail("%s: the mask %08x does not name the calling lane %u", where(site).c_str(), mask, lane);
-  for (unsigned rest = mask; rest; rest &= rest - 1) {
-    const unsigned other = first + __builtin_ctz(rest);
-    if (other >= b.threads.size()) fail("%s: the mask %08x names lanes the block does not have", where(site).c_str(), mask);
-    if (b.threads[other]->state == State::exited)
-      fail("%s: waits for lane %u, which has exited", where(site).c_str(), other - first);
+  const unsigned lanes = b.threads.size() - first;
+  if (lanes < kWarp && mask >> lanes) fail("%s: the mask %08x names lanes the block does not have", where(site).c_str(), mask);
+  for (unsigned rest = b.exited ? mask : 0; rest; rest &= rest - 1) {
+    const unsigned other = __builtin_ctz(rest);
+    if (b.threads[first + other]->state == State::exited)
+      fail("%s: waits for lane %u, which has exited", where(site).c_str(), other);
   }
   t.mask = mask;
   t.meeting = meeting;
@@ -135,9 +136,10 @@ inline void meet(unsigned mask, void (*meeting)(void**, unsigned), void* argumen
   waiting |= 1u << lane;
   if ((waiting & mask) == mask) {
     void* arguments[kWarp] = {};
+    Thread* const* const threads = b.threads.data() + first;
     for (unsigned rest = mask; rest; rest &= rest - 1) {
       const unsigned i = __builtin_ctz(rest);
-      Thread& other = *b.threads[first + i];
+      Thread& other = *threads[i];
       if (other.mask != mask || other.meeting != meeting || other.site.line() != site.line() ||
           other.site.column() != site.column())
         fail("divergent warp: at %s with mask %08x, but lane %u is at %s with mask %08x", where(site).c_str(), mask, i,
@@ -146,7 +148,7 @@ inline void meet(unsigned mask, void (*meeting)(void**, unsigned), void* argumen
     }
     meeting(arguments, mask);
     waiting &= ~mask;
-    for (unsigned rest = mask; rest; rest &= rest - 1) b.threads[first + __builtin_ctz(rest)]->state = State::ready;
+    for (unsigned rest = mask; rest; rest &= rest - 1) threads[__builtin_ctz(rest)]->state = State::ready;
     switch_to(t.context, running.scheduler);  // so that threads go on in the order under test
   } else {
     wait(State::at_warp, site);
@@ -155,21 +157,21 @@ inline void meet(unsigned mask, void (*meeting)(void**, unsigned), void* argumen
 
 // ---------------------------------------------------------------------------------------------- barriers
 
-inline void block_barrier(const Site& site) {
+__attribute__((no_sanitize("address", "undefined"))) inline void block_barrier(const Site& site) {
   Thread& t = self();
   Block& b = *t.block;
   if (b.exited) fail("%s: %u threads of the block have exited before this barrier", where(site).c_str(), b.exited);
   t.state = State::at_block;
   t.site = site;
   if (++b.at_barrier == b.threads.size()) {
-    for (size_t i = 0; i < b.threads.size(); ++i) {
-      const Site& first = b.threads[i / kWarp * kWarp]->site;
-      if (b.threads[i]->site.line() != first.line())
-        fail("divergent barrier: lanes of one warp wait at %s and at %s", where(first).c_str(),
-             where(b.threads[i]->site).c_str());
+    Thread* const* const threads = b.threads.data();
+    for (unsigned i = 0; i < b.at_barrier; ++i) {
+      const Site& first = threads[i / kWarp * kWarp]->site;
+      if (threads[i]->site.line() != first.line())
+        fail("divergent barrier: lanes of one warp wait at %s and at %s", where(first).c_str(), where(threads[i]->site).c_str());
+      threads[i]->state = State::ready;
     }
     b.at_barrier = 0;
-    for (Thread* other : b.threads) other->state = State::ready;
   }
   switch_to(t.context, running.scheduler);
 }
@@ -208,29 +210,35 @@ inline void thread_main() {
   switch_to(t.context, running.scheduler, true);
 }
 
-inline uint64_t random_number() {  // xorshift64
+__attribute__((no_sanitize("address", "undefined"))) inline uint64_t random_number() {  // xorshift64
   uint64_t& s = settings.seed;
   s ^= s << 13, s ^= s >> 7, s ^= s << 17;
   return s;
 }
 
 // 0..n-1 in the order under test.
-inline void ordered(std::vector<unsigned>& order, unsigned n) {
+__attribute__((no_sanitize("address", "undefined"))) inline void ordered(std::vector<unsigned>& order, unsigned n) {
   order.resize(n);
-  for (unsigned i = 0; i < n; ++i) order[i] = settings.order == 1 ? n - 1 - i : i;
-  if (settings.order == 2)
-    for (unsigned i = n; i > 1; --i) std::swap(order[i - 1], order[random_number() % i]);
+  unsigned* const at = order.data();
+  for (unsigned i = 0; i < n; ++i) at[i] = settings.order == 1 ? n - 1 - i : i;
+  if (settings.order != 2) return;
+  for (unsigned i = n; i > 1; --i) {
+    const unsigned j = (random_number() >> 32) * i >> 32, other = at[j];  // of i numbers one; a division would take longer
+    at[j] = at[i - 1];
+    at[i - 1] = other;
+  }
 }
 
 // Lets a warp run until none of its threads can go on. Returns whether any ran.
-inline bool run_warp(Block& b, unsigned warp, std::vector<unsigned>& order) {
+__attribute__((no_sanitize("address", "undefined"))) inline bool run_warp(Block& b, unsigned warp, std::vector<unsigned>& order) {
   bool any = false;
   const unsigned first = warp * kWarp, lanes = std::min<size_t>(kWarp, b.threads.size() - first);
+  Thread* const* const threads = b.threads.data() + first;
   for (bool more = true; more; any |= more) {
     more = false;
     ordered(order, lanes);
-    for (const unsigned lane : order) {
-      Thread& t = *b.threads[first + lane];
+    for (unsigned i = 0; i < lanes; ++i) {
+      Thread& t = *threads[order.data()[i]];
       if (t.state != State::ready) continue;
       running.current = &t;
       switch_to(running.scheduler, t.context);
