@@ -9,6 +9,7 @@ That is float32. The other dtypes and TF32 instantiate the same templates: ops t
 one order, and of the specs' samples each takes every second one, float16 and TF32 those that bfloat16 leaves out.
 """
 
+import functools
 import importlib
 import itertools
 import json
@@ -31,9 +32,11 @@ SPECS = [spec for spec in all_specs() if spec.row in ROWS]
 RECURRENT = ("rnn", "gru")
 
 RELU = "relu: "  # of a recurrent row: tanh's sample with the other nonlinearity, a branch of its cell
+EXPECTED: dict = {}  # with the sample, so that its id stays its own
 SMALL = 300  # elements of a sample that every op takes
 
 
+@functools.cache
 def extra_samples(spec, dtype):
     if not (Path(__file__).parent / "cuda_rows" / f"{spec.row}.py").is_file():
         return []
@@ -43,8 +46,13 @@ def extra_samples(spec, dtype):
     return list(samples[spec.name] if isinstance(samples, dict) else samples)
 
 
+@functools.cache
+def own_samples(spec, dtype):
+    return samples_of(spec, dtype)
+
+
 def every_sample(spec, dtype):
-    return [*samples_of(spec, dtype), *extra_samples(spec, dtype)]
+    return [*own_samples(spec, dtype), *extra_samples(spec, dtype)]
 
 
 def size(sample):
@@ -66,13 +74,13 @@ def extra_in_turn(spec, dtype):
 def own_in_turn(spec, dtype):
     """The small ones, but for images of the course: it takes as many runs as there are subsets, and other tests execute every
     sample."""
-    own = every_in_turn(spec, dtype, samples_of, 2000)
+    own = every_in_turn(spec, dtype, own_samples, 2000)
     return [s for s in own if spec.flops(s) <= 4 * 10**5 and not s.name.startswith(RELU)]
 
 
 def by_turns(spec, dtype, first):
     """Every second sample of the specs, and all of the row's extra ones."""
-    own = every_in_turn(spec, dtype, samples_of)
+    own = every_in_turn(spec, dtype, own_samples)
     # A window over 256 cells has kernels of its own.
     own = [s for i, s in enumerate(own) if i % 2 == first or "window" in s.name]
     return [s for s in own if not s.name.startswith(RELU)] + extra_in_turn(spec, dtype)
@@ -80,8 +88,8 @@ def by_turns(spec, dtype, first):
 
 def by_dtype(spec, dtype):
     if dtype == torch.float32:
-        mine = {sample.name for sample in every_in_turn(spec, dtype, samples_of)}
-        return [s for s in samples_of(spec, dtype) if s.name in mine or size(s) <= SMALL] + extra_samples(spec, dtype)
+        mine = {sample.name for sample in every_in_turn(spec, dtype, own_samples)}
+        return [s for s in own_samples(spec, dtype) if s.name in mine or size(s) <= SMALL] + extra_samples(spec, dtype)
     return by_turns(spec, dtype, dtype == torch.bfloat16)
 
 
@@ -105,6 +113,16 @@ def on_host(call, spec, order, device, wanted=None):
 
 
 def expected(sample, spec, dtype=None, wanted=None):
+    """What native computes, and what is right: worked out once for the tests that take the sample."""
+    key = id(sample), spec.name, dtype
+    if wanted is not None:
+        return _expected(sample, spec, dtype, wanted)
+    if key not in EXPECTED:
+        EXPECTED[key] = sample, _expected(sample, spec, dtype, None)
+    return EXPECTED[key][1]
+
+
+def _expected(sample, spec, dtype, wanted):
     exact, exact_grads = Call(sample, torch.float64).gradients(spec.reference, wanted)
     native, native_grads = Call(sample, dtype).gradients(spec.reference, wanted)
     return [*native, *native_grads], [*exact, *exact_grads]

@@ -20,6 +20,8 @@ from torchsmith.course.checkpoint import read_checkpoint
 from torchsmith.data import load_digits, load_names
 from torchsmith.models import MnistCNN
 
+pytestmark = pytest.mark.minutes(0.6)
+
 CNN, NAMES = get_row("cnn"), get_row("names")
 
 

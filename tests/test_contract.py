@@ -13,6 +13,8 @@ from torchsmith.contract import Expected
 from torchsmith.dispatch import Decision, backend, explain, short
 from torchsmith.spec import all_specs
 
+pytestmark = pytest.mark.minutes(1.2)
+
 ISAS = _native.isa_available()
 
 

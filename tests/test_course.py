@@ -23,6 +23,8 @@ from torchsmith.data import CIFAR_FILES, load_digits, load_names
 from torchsmith.models import CharGRU, DiabetesMLP, HelloEmbedding, MnistInception
 from torchsmith.models.small import ACTIVATIONS
 
+pytestmark = pytest.mark.minutes(1)
+
 EXAMPLES = [row.name for row in all_rows() if isinstance(row, ExampleRow)]
 TRAININGS = [row.name for row in all_rows() if isinstance(row, TrainingRow)]
 # What keeps a run of each row to about a second; the others take their defaults.

@@ -22,6 +22,8 @@ from torchsmith import nn, ops
 from torchsmith.dispatch import explain
 from torchsmith.spec import FLOATS, Sample
 
+pytestmark = pytest.mark.minutes(1)
+
 
 def database(name: str):
     """A file of torch.testing: imported by the first test that asks for it, as that takes seconds."""

@@ -13,6 +13,8 @@ import torchsmith
 from torchsmith.bench import real_models as real
 from torchsmith.convert import TWINS, survey
 
+pytestmark = pytest.mark.minutes(0.6)
+
 
 def pictures(side: int, count: int = 2, channels: int = 3):
     return lambda: ((torch.randn(count, channels, side, side),), torch.randint(10, (count,)))

@@ -25,6 +25,8 @@ from torchsmith.course.trainer import Arm, build_arms
 from torchsmith.data import load_digits, load_mnist, normalise
 from torchsmith.models import MnistCNN
 
+pytestmark = pytest.mark.minutes(0.7)
+
 CNN = get_row("cnn")
 FILES = ["checkpoint.pt", "curves.csv", "curves.png", "record.json", "steps.csv"]
 
