@@ -84,8 +84,10 @@ def main() -> int:
         # The bugs in CUDA sources are shown on the host: no time for nvcc.
         environment = {**os.environ, "PYTHONPATH": str(package), "TORCHSMITH_CUDA": "0"}
         for file in ("csrc/cuda/gemm.cuh", "csrc/cpu/gemm.h"):
-            kind = [b for b in bugs if b.cuda == file.startswith("csrc/cuda") and not b.triton]
-            whole = Bug("none", file, "#pragma once", "#pragma once", " or ".join(f"({b.tests})" for b in kind))
+            cuda = file.startswith("csrc/cuda")
+            kind = [b for b in bugs if b.cuda == cuda and not b.triton]
+            every = sorted({b.tests if cuda else f"({b.tests})" for b in kind})
+            whole = Bug("none", file, "#pragma once", "#pragma once", (" " if cuda else " or ").join(every))
             if kind and caught(whole, tree, environment):
                 raise SystemExit("the tests fail without any planted bug: nothing can be shown")
         for bug in bugs:
