@@ -1,8 +1,8 @@
 """Compiles launches that triton_checks.py wrote down to machine code, for GPUs that are not there. Run by test_triton.py.
 
 Argument: the file of launches. Prints, as JSON, one entry for each kernel x configuration x dtype x architecture.
-bfloat16 is float16's launch with the other dtype: the interpreter does not compute it. It and TF32 are compiled in one
-configuration of each kernel: the others differ from it in sizes that float16 and float32 are compiled with.
+bfloat16 is float16's launch with the other dtype: the interpreter does not compute it. TF32 is compiled in one configuration
+of each kernel: the others differ from it in sizes that float32 is compiled with.
 """
 
 import json
@@ -18,7 +18,6 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-ARCHITECTURES = (80, 90, 100)
 NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "uint8": "u8", "int32": "i32", "int64": "i64"}
 
 
@@ -44,22 +43,22 @@ def dtype_of(one: dict) -> str:
 
 
 def variants(one: dict, wide: set, seen: set):
-    """(name, launch, architectures): every kernel and configuration for all of them: for Hopper in float32, which takes the most
-    shared memory, where it was launched so (``wide``), for the others in float16, whose tensor cores are theirs to choose; of
-    each kernel one more for Hopper in float16, bfloat16 and TF32.
+    """(name, launch, architecture): every kernel and configuration for each architecture in one dtype: for Hopper in float32,
+    which takes the most shared memory, where it was launched so (``wide``), for the others in float16 and bfloat16, whose tensor
+    cores are theirs to choose; of each kernel one more for Hopper in float16 and TF32.
     """
     dtype, constants = dtype_of(one), one["constants"]
     more = (one["kernel"], dtype) not in seen
     seen.add((one["kernel"], dtype))
-    for_hopper = dtype == "float32" or more or configuration(one) not in wide
-    yield dtype, one, [arch for arch in ARCHITECTURES if (for_hopper if arch == 90 else dtype == "float16")]
-    if not more:
+    if dtype == "float32":
+        yield "float32", one, 90
+        if more and constants.get("PRECISION") == "ieee":
+            yield "tf32", {**one, "constants": {**constants, "PRECISION": "tf32"}}, 90
         return
-    if dtype == "float32" and constants.get("PRECISION") == "ieee":
-        yield "tf32", {**one, "constants": {**constants, "PRECISION": "tf32"}}, (90,)
-    if dtype == "float16":
-        bf16 = {k: v.replace("float16", "bfloat16") for k, v in one["tensors"].items()}
-        yield "bfloat16", {**one, "tensors": bf16}, (90,)
+    yield "float16", one, 80
+    yield "bfloat16", {**one, "tensors": {k: v.replace("float16", "bfloat16") for k, v in one["tensors"].items()}}, 100
+    if more or configuration(one) not in wide:
+        yield "float16", one, 90
 
 
 def build(one: dict, arch: int) -> dict:
@@ -94,12 +93,11 @@ def main() -> None:
         launches = chosen(json.load(file))
     entries, seen, wide = [], set(), {configuration(one) for one in launches if dtype_of(one) == "float32"}
     for one in launches:
-        for dtype, variant, architectures in variants(one, wide, seen):
-            for arch in architectures:
-                facts = build(variant, arch)
-                entries.append(
-                    {"kernel": one["kernel"], "dtype": dtype, "arch": arch, "constants": one["constants"], **facts}
-                )
+        for dtype, variant, arch in variants(one, wide, seen):
+            facts = build(variant, arch)
+            entries.append(
+                {"kernel": one["kernel"], "dtype": dtype, "arch": arch, "constants": one["constants"], **facts}
+            )
     print(json.dumps(entries))
 
 
