@@ -1,6 +1,6 @@
 """PyTorch's own databases of samples, OpInfo and ModuleInfo, through our ops and modules, against ATen in float64.
 
-float32 takes all of it. Left out, so that the file stays under half a minute: where the dtype is another, two of three
+float32 takes all of it. Left out, so that the file takes about a minute: where the dtype is another, two of three
 samples, twins and augmented ones, of max_pool2d's 960 combinations of the same few values 19 of 20; of max_pool2d's twins
 and augmented ones 47 of 48; relu's samples of more than 100,000 elements; of RNN's and GRU's module inputs training mode
 (they have no dropout). How many went through is asserted, printed (``-s``) and recorded as a property of each test.

@@ -78,8 +78,8 @@ def configured(spec, dtype):
 
 def slow(spec, sample):
     """What an interpreter takes seconds for and other samples show: a window of 289 cells, but in float32, planes and
-    max_pool2d itself; an image of the course, and all depthwise ones but one, under overlapping windows (without them each is there); float16 of both
-    nonlinearities and of depthwise ones.
+    max_pool2d itself; under overlapping windows an image of the course, and all depthwise ones but one (without such windows each
+    is there); float16 of both nonlinearities and of depthwise ones.
     What Triton's kernels do not have: a cooperative launch, steps in shares, depthwise in channels_last by a kernel of its own.
     """
     half, name = Call(sample).tensors[0].dtype == torch.float16, sample.name

@@ -105,7 +105,7 @@ inline std::string where(const Site& s) {
   return std::string(slash ? slash + 1 : s.file_name()) + ":" + std::to_string(s.line());
 }
 
-__attribute__((no_sanitize("address", "undefined"))) inline void wait(State state, const Site& site) {
+inline void wait(State state, const Site& site) {
   Thread& t = self();
   t.state = state;
   t.site = site;
@@ -116,7 +116,7 @@ __attribute__((no_sanitize("address", "undefined"))) inline void wait(State stat
 
 // The calling lane brings `argument`; when every lane of `mask` has come to the same place, meeting(arguments, mask) runs
 // once, where arguments[i] is lane i's.
-__attribute__((no_sanitize("address", "undefined"))) inline void meet(unsigned mask, void (*meeting)(void**, unsigned), void* argument, const Site& site) {
+inline void meet(unsigned mask, void (*meeting)(void**, unsigned), void* argument, const Site& site) {
   Thread& t = self();
   Block& b = *t.block;
   const unsigned lane = t.number % kWarp, warp = t.number / kWarp, first = warp * kWarp;
@@ -157,7 +157,7 @@ __attribute__((no_sanitize("address", "undefined"))) inline void meet(unsigned m
 
 // ---------------------------------------------------------------------------------------------- barriers
 
-__attribute__((no_sanitize("address", "undefined"))) inline void block_barrier(const Site& site) {
+inline void block_barrier(const Site& site) {
   Thread& t = self();
   Block& b = *t.block;
   if (b.exited) fail("%s: %u threads of the block have exited before this barrier", where(site).c_str(), b.exited);
@@ -210,14 +210,14 @@ inline void thread_main() {
   switch_to(t.context, running.scheduler, true);
 }
 
-__attribute__((no_sanitize("address", "undefined"))) inline uint64_t random_number() {  // xorshift64
+inline uint64_t random_number() {  // xorshift64
   uint64_t& s = settings.seed;
   s ^= s << 13, s ^= s >> 7, s ^= s << 17;
   return s;
 }
 
 // 0..n-1 in the order under test.
-__attribute__((no_sanitize("address", "undefined"))) inline void ordered(std::vector<unsigned>& order, unsigned n) {
+inline void ordered(std::vector<unsigned>& order, unsigned n) {
   order.resize(n);
   unsigned* const at = order.data();
   for (unsigned i = 0; i < n; ++i) at[i] = settings.order == 1 ? n - 1 - i : i;
@@ -230,7 +230,7 @@ __attribute__((no_sanitize("address", "undefined"))) inline void ordered(std::ve
 }
 
 // Lets a warp run until none of its threads can go on. Returns whether any ran.
-__attribute__((no_sanitize("address", "undefined"))) inline bool run_warp(Block& b, unsigned warp, std::vector<unsigned>& order) {
+inline bool run_warp(Block& b, unsigned warp, std::vector<unsigned>& order) {
   bool any = false;
   const unsigned first = warp * kWarp, lanes = std::min<size_t>(kWarp, b.threads.size() - first);
   Thread* const* const threads = b.threads.data() + first;
