@@ -1,6 +1,7 @@
 """Builds one wheel and checks it, unrebuilt, in fresh environments with other releases of torch (``make compat``).
 
-Each environment is removed after its check: a CUDA build of torch takes about 5 GB. Exits 1 where a check fails.
+There the sources are also compiled against that torch's headers, as an installation from source does. Each environment
+is removed after its check: a CUDA build of torch takes about 5 GB. Exits 1 where a check fails.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "buildtools"))
+
+import toolchain  # noqa: E402
+
 RELEASES = ("torch==2.10.*", "torch==2.11.*", "torch")
 LIGHT = ("numpy", "click", "rich")
 
@@ -27,6 +32,20 @@ def build_wheel(folder: Path) -> Path:
     run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, ROOT)
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def uncompiled(python: Path) -> dict[str, str]:
+    """What does not compile against the headers of that environment's torch, and why: the C++ with torch glue, CUDA's glue."""
+    find = "import pathlib, torch; print(pathlib.Path(torch.__file__).parent / 'include')"
+    include = run(python, "-c", find, capture_output=True, text=True).stdout.strip()
+    flags = ["-std=c++20", f"-I{ROOT / 'csrc'}", f"-DTORCH_TARGET_VERSION={toolchain.TORCH_TARGET_VERSION}"]
+    flags += ["-isystem", include, "-DTS_BUILT_BASE=1", "-DTS_ISA=base", "-DTS_GLUE=1", "-x"]
+    commands = {s: ["c++", "-fsyntax-only", *flags, "c++", s] for s in sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))}
+    if shutil.which("nvcc"):
+        glue = ROOT / "csrc" / "cuda" / "glue.cuh"
+        commands[glue] = ["nvcc", "-DUSE_CUDA", "-arch=sm_90", "-c", "-o", "/dev/null", *flags, "cu", glue]
+    done = {source.name: subprocess.run(command, capture_output=True, text=True) for source, command in commands.items()}
+    return {name: f"does not compile: {one.stderr[:500]}" for name, one in done.items() if one.returncode}
 
 
 def check(release: str, wheel: Path, python: str) -> dict:
@@ -44,13 +63,17 @@ def check(release: str, wheel: Path, python: str) -> dict:
             done = subprocess.run(
                 [inside, "-I", "compat_smoke.py"], cwd=folder, capture_output=True, text=True, timeout=600
             )
+            broken = uncompiled(inside)
         except (subprocess.SubprocessError, OSError) as error:
             return {"error": str(error)}
         lines = done.stdout.strip().splitlines()
         try:
-            return json.loads(lines[-1]) if lines else {"error": done.stderr.strip()[-2000:]}
+            report = json.loads(lines[-1]) if lines else {"error": done.stderr.strip()[-2000:]}
         except json.JSONDecodeError:
             return {"error": (done.stdout + done.stderr).strip()[-2000:]}
+    if "error" not in report:
+        report["wrong"].update(broken)
+    return report
 
 
 def main() -> int:

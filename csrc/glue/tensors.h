@@ -23,7 +23,7 @@ using Ints = std::vector<int64_t>;
 inline Tensor empty_strided(const Ints& sizes, const Ints& strides, ScalarType type, int32_t device_type,
                             int32_t device_index) {
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       sizes.size(), sizes.data(), strides.data(),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device_type, device_index, &handle));
   return Tensor(handle);
