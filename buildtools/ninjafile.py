@@ -23,6 +23,8 @@ import toolchain
 
 EXT_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
+# The C++ runtime is linked by its run-time name. By -lstdc++ the linker takes libstdc++.a where the development link
+# libstdc++.so is missing (seen on a GPU machine): a second runtime inside, whose streams crashed beside torch's.
 _RULES = """\
 ninja_required_version = 1.5
 rule cxx
@@ -36,7 +38,7 @@ rule nvcc
   depfile = $out.d
   deps = gcc
 rule link
-  command = $cxx -shared -s $in -o $out $flags
+  command = $cxx -shared -s $in -o $out -l:libstdc++.so.6 $flags
   description = link $out
 """
 

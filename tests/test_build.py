@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -158,6 +159,23 @@ def test_glue_is_in_the_baseline_alone_and_linked_first(ninjafile, tmp_path):
 def test_paths_with_spaces_and_dollars_build(ninjafile, tmp_path):
     assert ninjafile._path(Path("/a b/$c:d")) == "/a$ b/$$c$:d"
     assert ninjafile._flags(["-DX=a b", "-Wl,-rpath,$ORIGIN"]) == "'-DX=a b' '-Wl,-rpath,$$ORIGIN'"
+
+
+def test_the_runtime_is_shared_where_only_the_static_one_can_be_found_by_its_short_name(ninjafile, toolchain, tmp_path):
+    """As on a machine without the development link libstdc++.so: the linker takes libstdc++.a for -lstdc++."""
+    static = Path(tool(*shlex.split(toolchain.find_compiler()), "-print-file-name=libstdc++.a").strip())
+    if not static.is_absolute():
+        pytest.skip("there is no libstdc++.a, hence nothing to take by mistake")
+    (tmp_path / "static").mkdir()
+    (tmp_path / "static" / static.name).symlink_to(static)
+    (tmp_path / "a.cpp").write_text('#include <sstream>\nint f(int i) { return (std::ostringstream() << i).str().size(); }')
+    built = plan(ninjafile, ROOT, tmp_path)
+    built.edges.clear()
+    made = built.edge("cxx", tmp_path / "a.o", [tmp_path / "a.cpp"], built.flags())
+    built.edge("link", tmp_path / "a.so", [made], ["-Wl,--as-needed", f"-L{tmp_path / 'static'}"])
+    (tmp_path / "build.ninja").write_text(built.text())
+    subprocess.run([toolchain.find_ninja(), "-C", str(tmp_path)], check=True, capture_output=True)
+    assert "[libstdc++.so.6]" in tool("readelf", "-d", tmp_path / "a.so")
 
 
 # ---------------------------------------------------------------------------------------------- the libraries
