@@ -23,8 +23,8 @@ import toolchain
 
 EXT_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
-# The C++ runtime is linked by its run-time name. By -lstdc++ the linker takes libstdc++.a where the development link
-# libstdc++.so is missing (seen on a GPU machine): a second runtime inside, whose streams crashed beside torch's.
+# The C++ runtime is linked by its run-time name. By -lstdc++ the linker may take libstdc++.a (it did on a GPU machine, by
+# which of its settings is not known): a second runtime inside, whose streams crashed beside torch's.
 _RULES = """\
 ninja_required_version = 1.5
 rule cxx

@@ -44,7 +44,9 @@ def uncompiled(python: Path) -> dict[str, str]:
     if shutil.which("nvcc"):
         glue = ROOT / "csrc" / "cuda" / "glue.cuh"
         commands[glue] = ["nvcc", "-DUSE_CUDA", "-arch=sm_90", "-c", "-o", "/dev/null", *flags, "cu", glue]
-    done = {source.name: subprocess.run(command, capture_output=True, text=True) for source, command in commands.items()}
+    done = {
+        source.name: subprocess.run(command, capture_output=True, text=True) for source, command in commands.items()
+    }
     return {name: f"does not compile: {one.stderr[:500]}" for name, one in done.items() if one.returncode}
 
 

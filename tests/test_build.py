@@ -161,14 +161,16 @@ def test_paths_with_spaces_and_dollars_build(ninjafile, tmp_path):
     assert ninjafile._flags(["-DX=a b", "-Wl,-rpath,$ORIGIN"]) == "'-DX=a b' '-Wl,-rpath,$$ORIGIN'"
 
 
-def test_the_runtime_is_shared_where_only_the_static_one_can_be_found_by_its_short_name(ninjafile, toolchain, tmp_path):
-    """As on a machine without the development link libstdc++.so: the linker takes libstdc++.a for -lstdc++."""
+def test_the_runtime_is_shared_where_the_static_one_is_found_first(ninjafile, toolchain, tmp_path):
+    """In a folder of its own: for -lstdc++ the linker takes libstdc++.a from there."""
     static = Path(tool(*shlex.split(toolchain.find_compiler()), "-print-file-name=libstdc++.a").strip())
     if not static.is_absolute():
         pytest.skip("there is no libstdc++.a, hence nothing to take by mistake")
     (tmp_path / "static").mkdir()
     (tmp_path / "static" / static.name).symlink_to(static)
-    (tmp_path / "a.cpp").write_text('#include <sstream>\nint f(int i) { return (std::ostringstream() << i).str().size(); }')
+    (tmp_path / "a.cpp").write_text(
+        "#include <sstream>\nint f(int i) { return (std::ostringstream() << i).str().size(); }"
+    )
     built = plan(ninjafile, ROOT, tmp_path)
     built.edges.clear()
     made = built.edge("cxx", tmp_path / "a.o", [tmp_path / "a.cpp"], built.flags())
