@@ -9,6 +9,8 @@
 // tests/test_vmath.py: exp 0.99, sigmoid 1.93, tanh 1.32 ulp.
 #pragma once
 
+#include <type_traits>
+
 #include "simd.h"
 
 namespace ts::TS_ISA {
@@ -44,32 +46,51 @@ TS_INLINE To bits_as(From from) {
   return to;
 }
 
-template <class T>
-TS_INLINE Vec<T> exp_of(Vec<T> x) {
+// p 2^n; `shifted` is n + kMagic.
+#if defined(__AVX512F__)
+TS_INLINE Vec<float> times_power(Vec<float> p, Vec<float> n, Vec<float>) {
+  return (Vec<float>)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);
+}
+TS_INLINE Vec<double> times_power(Vec<double> p, Vec<double> n, Vec<double>) {
+  return (Vec<double>)_mm512_maskz_scalef_pd(0xff, (__m512d)p, (__m512d)n);
+}
+#else
+// In two factors, since n may be too large for one (overflow to inf) or too small (gradual underflow).
+template <class V>
+TS_INLINE V times_power(V p, V, V shifted) {
+  using T = std::remove_reference_t<decltype(p[0])>;
   using E = Exp<T>;
   using I = Mask<T>;
-  Vec<T> c = x > splat(E::kTop) ? splat(E::kTop) : x;  // a NaN fails both comparisons and stays
-  c = c < splat(E::kBottom) ? splat(E::kBottom) : c;
-  const Vec<T> magic = splat(E::kMagic), shifted = c * E::kLog2e + magic, n = shifted - magic;
-  Vec<T> r = c - n * E::kLn2High;
+  const I exponent = bits_as<I>(shifted) - bits_as<I>(splat(E::kMagic)), half = exponent >> 1;
+  return p * bits_as<V>((half + E::kBias) << E::kMantissa) * bits_as<V>((exponent - half + E::kBias) << E::kMantissa);
+}
+#endif
+
+enum class Sign { any, negative, positive };  // of an argument, as its caller knows it: -0. may be among the positive ones
+
+template <class T, Sign sign = Sign::any>
+TS_INLINE Vec<T> exp_of(Vec<T> x) {
+  using E = Exp<T>;
+  if constexpr (sign != Sign::negative) x = smaller(splat(E::kTop), x);  // a NaN stays
+  if constexpr (sign != Sign::positive) x = larger(splat(E::kBottom), x);
+  const Vec<T> magic = splat(E::kMagic), shifted = x * E::kLog2e + magic, n = shifted - magic;
+  Vec<T> r = x - n * E::kLn2High;
   r = r - n * E::kLn2Low;
   Vec<T> p = splat(reciprocal_factorial<T>(E::kDegree));
 #pragma GCC unroll 16
   for (int i = E::kDegree - 1; i >= 2; --i) p = p * r + reciprocal_factorial<T>(i);
   p = p * r * r + r + T(1);
-  // 2^n in two factors, since n may be too large for one (overflow to inf) or too small (gradual underflow).
-  const I exponent = bits_as<I>(shifted) - bits_as<I>(magic), half = exponent >> 1;
-  return p * bits_as<Vec<T>>((half + E::kBias) << E::kMantissa) * bits_as<Vec<T>>((exponent - half + E::kBias) << E::kMantissa);
+  return times_power(p, n, shifted);
 }
 
 // e^-|x| cannot overflow, and e / (1 + e) keeps the values below the least normal one that 1 / (1 + e^-x) would round to 0.
 // What 1 + e loses to rounding is put back into the quotient: without that the greatest error is 2.25 ulp.
 template <class T>
 TS_INLINE Vec<T> sigmoid_of(Vec<T> x) {
-  const Mask<T> negative = x < Vec<T>{};
-  const Vec<T> e = exp_of<T>(negative ? x : -x);
+  using I = Mask<T>;
+  const Vec<T> e = exp_of<T, Sign::negative>(bits_as<Vec<T>>(bits_as<I>(x) | bits_as<I>(splat(T(-0.0)))));
   const Vec<T> sum = T(1) + e, lost = e - (sum - T(1));
-  const Vec<T> quotient = (negative ? e : splat(T(1))) / sum;
+  const Vec<T> quotient = (x < Vec<T>{} ? e : splat(T(1))) / sum;
   return quotient - quotient * lost;
 }
 
@@ -92,7 +113,7 @@ TS_INLINE Vec<T> tanh_of(Vec<T> x) {
   using I = Mask<T>;
   const I sign = bits_as<I>(x) & bits_as<I>(splat(T(-0.0)));  // set aside and put back at the end, so that tanh(-0.) = -0.
   const Vec<T> magnitude = bits_as<Vec<T>>(bits_as<I>(x) ^ sign);
-  const Vec<T> far = T(1) - T(2) / (exp_of<T>(magnitude + magnitude) + T(1));
+  const Vec<T> far = T(1) - T(2) / (exp_of<T, Sign::positive>(magnitude + magnitude) + T(1));
   const Vec<T> s = x * x, near = magnitude + magnitude * s * tanh_near(s);
   return bits_as<Vec<T>>(bits_as<I>(magnitude < splat(T(0.625)) ? near : far) | sign);
 }
