@@ -74,7 +74,8 @@ struct SparseBackward {
 
   // [C][H][W] -> padded [rows][columns][width], zeros around and behind.
   void to_channels_last(const T* x, T* to) const {
-    std::memset(to, 0, sizeof(T) * image_size());
+    if (d.C < width || rows > d.H || columns > d.W) std::memset(to, 0, sizeof(T) * image_size());
+    if (columns == d.W) return transpose_copy<T>(to + d.PT * columns * width, width, x, d.H * d.W, d.C, d.H * d.W);
     for (int64_t h = 0; h < d.H; ++h)
       transpose_copy<T>(to + ((h + d.PT) * columns + d.PL) * width, width, x + h * d.W, d.H * d.W, d.C, d.W);
   }
@@ -85,6 +86,7 @@ struct SparseBackward {
     return sum == sum;
   }
   void from_channels_last(const T* from, T* dx) const {
+    if (columns == d.W) return transpose_copy<T>(dx, d.H * d.W, from + d.PT * columns * width, width, d.H * d.W, d.C);
     for (int64_t h = 0; h < d.H; ++h)
       transpose_copy<T>(dx + h * d.W, d.H * d.W, from + ((h + d.PT) * columns + d.PL) * width, width, d.W, d.C);
   }
@@ -131,30 +133,33 @@ struct SparseBackward {
     }
   }
 
+  // A vector of channels at a time: its part of the image is small enough to stay in L1 while all channels of g meet it.
   // dw: [K][taps][width]. x: images channels last; cells[n * K + k].
   void weight_gradient(const T* x, const Cells* cells, int64_t images, T* dw) const {
-    const int64_t chunk = ceil_div(taps, ceil_div(taps, kMostTaps));
-    for (int64_t k = 0; k < d.K; ++k)
-      for (int64_t t0 = 0; t0 < taps; t0 += chunk) {
-        const int count = static_cast<int>(min_of(chunk, taps - t0));
-        int64_t offset[kMostTaps];
-        for (int t = 0; t < count; ++t) offset[t] = tap_offset(t0 + t);
-        for (int64_t c = 0; c < width; c += kLanes<T>)
-          with_taps(count, [&]<int R>() { add_dw<R>(x + c, image_size(), cells + k, d.K, images, offset, dw + (k * taps + t0) * width + c); });
-      }
+    for_parts([&]<int R>(int64_t k, const int64_t* offset, int64_t c, int64_t w) {
+      add_dw<R>(x + c, image_size(), cells + k, d.K, images, offset, dw + w);
+    });
   }
   // dx of one image, channels last and padded, overwritten. w: by weights_last; cells[k].
   void data_gradient(const T* w, const Cells* cells, T* dx) const {
     std::memset(dx, 0, sizeof(T) * image_size());
+    for_parts([&]<int R>(int64_t k, const int64_t* offset, int64_t c, int64_t at) {
+      add_dx<R>(dx + c, cells[k], offset, w + at);
+    });
+  }
+
+  // f.template operator()<taps at once>(channel of g, offsets of the taps, first channel, where their weights are)
+  template <class F>
+  void for_parts(const F& f) const {
     const int64_t chunk = ceil_div(taps, ceil_div(taps, kMostTaps));
-    for (int64_t k = 0; k < d.K; ++k)
-      for (int64_t t0 = 0; t0 < taps; t0 += chunk) {
-        const int count = static_cast<int>(min_of(chunk, taps - t0));
-        int64_t offset[kMostTaps];
-        for (int t = 0; t < count; ++t) offset[t] = tap_offset(t0 + t);
-        for (int64_t c = 0; c < width; c += kLanes<T>)
-          with_taps(count, [&]<int R>() { add_dx<R>(dx + c, cells[k], offset, w + (k * taps + t0) * width + c); });
-      }
+    for (int64_t t0 = 0; t0 < taps; t0 += chunk) {
+      const int count = static_cast<int>(min_of(chunk, taps - t0));
+      int64_t offset[kMostTaps];
+      for (int t = 0; t < count; ++t) offset[t] = tap_offset(t0 + t);
+      for (int64_t c = 0; c < width; c += kLanes<T>)
+        for (int64_t k = 0; k < d.K; ++k)
+          with_taps(count, [&]<int R>() { f.template operator()<R>(k, offset, c, (k * taps + t0) * width + c); });
+    }
   }
 };
 
