@@ -197,6 +197,16 @@ def by_default(op: str) -> bool:
     return RULES and op not in MEASURED and chosen(op) == "auto" and not is_compiling()
 
 
+#: Whether the processor has AMX, in which torch's libraries multiply bfloat16 and our kernels do not.
+AMX = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+NATIVE_WITH_AMX = "bfloat16 on a processor with AMX, which native's products use and ours do not"
+
+
+def unmeasured_with_amx(op: str, input: Any) -> bool:
+    """Whether a call is one of bfloat16 that AMX computes, and nothing says which implementation to take."""
+    return AMX and input.dtype == torch.bfloat16 and input.is_cpu and by_default(op)
+
+
 def leave(op: str, reason: str) -> None:
     """Records for :func:`explain` that native computes this call."""
     global _last

@@ -7,6 +7,7 @@ import torch
 from tables import entry, table
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils._pytree import tree_map
 
 import torchsmith
 from torchsmith import _native, dispatch, tuning
@@ -178,6 +179,40 @@ def test_large_products_are_mkls_where_it_is_at_home(at_home, isa, rows, left, m
         torchsmith.linear(None, w)
     table(entry("linear", (x, w), cpp_us=1.0, torch_us=2.0)).activate()
     assert chosen("linear", x, w).implementation == "cpp"
+
+
+def _sequence(hidden):
+    return torch.randn(3, 2, 4), None, [torch.randn(3 * hidden, n) for n in (4, hidden)]
+
+
+@pytest.mark.parametrize(
+    "op, arguments, left",
+    [
+        ("conv2d", (torch.randn(64, 16, 12, 12), torch.randn(16, 16, 3, 3)), True),
+        ("conv2d_relu", (torch.randn(64, 32, 4, 4), torch.randn(32, 32, 3, 3)), True),
+        ("conv2d", (torch.randn(64, 10, 12, 12), torch.randn(16, 10, 1, 1)), False),  # 10 cells a window
+        ("conv2d", (torch.randn(1, 16, 12, 12), torch.randn(16, 16, 3, 3)), False),  # small
+        ("conv2d", (torch.randn(64, 16, 12, 12), torch.randn(16, 1, 3, 3), None, 1, 0, 1, 16), False),
+        ("conv2d_relu_maxpool2d", (torch.randn(64, 10, 12, 12), torch.randn(20, 10, 5, 5)), False),
+        ("conv2d_relu_maxpool2d", (torch.randn(64, 88, 12, 12), torch.randn(20, 88, 5, 5)), True),
+        ("gru", _sequence(64), True),
+        ("gru", _sequence(63), False),
+    ],
+)
+def test_bfloat16_is_native_s_where_amx_multiplies_it(op, arguments, left, monkeypatch):
+    monkeypatch.setattr(dispatch, "RULES", True)
+    monkeypatch.setattr(dispatch, "AMX", True)
+
+    def said(dtype):
+        return chosen(op, *tree_map(lambda t: t.to(dtype) if isinstance(t, torch.Tensor) else t, arguments))
+
+    found = said(torch.bfloat16)
+    assert (found.implementation, "AMX" in found.reason) == (("torch", True) if left else ("cpp", False))
+    assert said(torch.float16).implementation == "cpp"
+    with torchsmith.backend("cpp"):
+        assert said(torch.bfloat16).implementation == "cpp"
+    monkeypatch.setattr(dispatch, "AMX", False)
+    assert said(torch.bfloat16).implementation == "cpp"
 
 
 @pytest.mark.parametrize("pool", [(2, 2, 0), (3, 2, 1)])

@@ -15,7 +15,7 @@ from ..dispatch import convolution_tf32 as allow_tf32
 from ..spec import OpSpec, fake, kernel, like, register
 from . import _conv2d_samples as cases
 from ._checks import only_tensors, pair, same_device
-from ._conv2d_rules import MANY_CHANNELS, copied_layout, rule, rule_on_cuda
+from ._conv2d_rules import MANY_CHANNELS, copied_layout, rule, rule_on_cuda, rule_with_amx
 from .maxpool2d import output_size, pooled, position_dtype
 
 _forward = kernel("conv2d_forward")
@@ -115,6 +115,7 @@ def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, po
         slower = copied_layout(name, input, groups)
     if not (slower or pool) and (groups != 1 or weight.numel() >= MANY_CHANNELS) and by_default(name):
         slower = rule(input, weight, stride, groups)
+    slower = slower or rule_with_amx(name, input, weight, groups, pool)
     if input.dim() == 4 and not is_dynamo_compiling():
         try:
             found = _geometry(stride, padding, dilation)

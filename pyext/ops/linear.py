@@ -12,6 +12,7 @@ from torch.compiler import is_dynamo_compiling
 from .. import _native
 from ..autograd import applier, caller, differentiable_gradients, inside, records, wants_graph
 from ..dispatch import (
+    AMX,
     KNOWN,
     NATIVE_ON_CUDA,
     allow_tf32,
@@ -34,7 +35,7 @@ _backward = kernel("linear_backward")
 LARGE_ON_CUDA = 2**27
 #: Whether MKL, which takes AVX-512 on Intel's processors alone, is there on one that is no older than those with AMX; and the
 #: multiply-adds from which it is ahead.
-MKL_AT_HOME = torch.backends.mkl.is_available() and bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+MKL_AT_HOME = torch.backends.mkl.is_available() and AMX
 LARGE_WITH_AMX = 2**23
 
 
