@@ -165,11 +165,12 @@ def test_convolutions_that_are_natives_until_something_is_measured(monkeypatch, 
     "at_home, isa, rows, left",
     [(True, "avx512", 64, True), (True, "avx512", 63, False), (True, "avx2", 64, False), (False, "avx512", 64, False)],
 )
-def test_large_products_are_mkls_where_it_is_at_home(at_home, isa, rows, left, monkeypatch):
+@pytest.mark.parametrize("dtype, columns", [(torch.float32, 2**14), (torch.bfloat16, 2**9)])
+def test_large_products_are_mkls_where_it_is_at_home(at_home, isa, rows, left, dtype, columns, monkeypatch):
     monkeypatch.setattr(dispatch, "RULES", True)
     monkeypatch.setattr(sys.modules["torchsmith.ops.linear"], "MKL_AT_HOME", at_home)
     monkeypatch.setattr(_native, "isa_active", lambda: isa)
-    x, w = torch.randn(rows, 512), torch.randn(256, 512)
+    x, w = torch.randn(rows, columns, dtype=dtype), torch.randn(256, columns, dtype=dtype)
     for op in ("linear", "linear_relu"):
         said = chosen(op, x, w)
         assert (said.implementation, "MKL" in said.reason) == (("torch", True) if left else ("cpp", False)), said
