@@ -8,6 +8,7 @@ Times come from CUDA events on a GPU and from the clock on a CPU; the rest is th
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -51,15 +52,20 @@ def seconds(arm: Arm, calls: int, device: torch.device) -> float:
 def medians(
     arms: dict[str, Arm], device: torch.device, rounds: int = 11, calls: int = 20, round_s: float = 3e-3
 ) -> dict[str, float]:
-    """Microseconds a call of each arm; the arms take turns, a turn is ``calls`` of them or what ``round_s`` has room for."""
+    """Microseconds a call of each arm; the arms take turns, a turn is ``calls`` of them or what ``round_s`` has room for.
+
+    In another order each round: what ran before an arm has a share in its time.
+    """
     times: dict[str, list[float]] = {name: [] for name in arms}
     turns = {}
     for name, arm in arms.items():
         arm(3)
         turns[name] = max(1, min(calls, int(round_s / seconds(arm, 1, device))))
+    order, shuffled = list(arms), random.Random(0)
     for _ in range(rounds):
-        for name, arm in arms.items():
-            times[name].append(seconds(arm, turns[name], device))
+        shuffled.shuffle(order)
+        for name in order:
+            times[name].append(seconds(arms[name], turns[name], device))
     return {name: statistics.median(values) * 1e6 for name, values in times.items()}
 
 
