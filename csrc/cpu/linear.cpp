@@ -43,11 +43,14 @@ template <class T, int M = kFewRowsOfX>
 void few_rows(const linear::Forward<T>& p) {
   if constexpr (M > 1)
     if (p.d.M < M) return few_rows<T, M - 1>(p);
-  constexpr int R = 4;  // rows of W: independent sums hide the latency of an FMA
+  // Rows of W: eight independent sums hide the latency of two FMAs a cycle.
+  constexpr int R = M == 1 ? 8 : 4;
   parallel(ceil_div(p.d.N, R), kParallelWork / (R * M * p.d.K + 1) + 1, [&](int64_t begin, int64_t end) {
     int64_t n = begin * R;
-    for (; n + R <= min_of(p.d.N, end * R); n += R) dot_rows<T, M, R>(p, n);
-    for (; n < min_of(p.d.N, end * R); ++n) dot_rows<T, M, 1>(p, n);
+    const int64_t stop = min_of(p.d.N, end * R);
+    for (; n + R <= stop; n += R) dot_rows<T, M, R>(p, n);
+    for (; n + 4 <= stop; n += 4) dot_rows<T, M, 4>(p, n);
+    for (; n < stop; ++n) dot_rows<T, M, 1>(p, n);
   });
 }
 
