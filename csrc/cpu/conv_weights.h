@@ -3,6 +3,8 @@
 // registers over a group of images, and their lanes are summed once at the end. Of bf16 a lane is a pair of images.
 #pragma once
 
+#include <type_traits>
+
 #include "conv_cells.h"
 
 namespace ts::TS_ISA {
@@ -103,10 +105,27 @@ constexpr int kTapRows = kDirectRows, kVectorsToFill = 1;
 #endif
 constexpr int64_t kChunk = 384;  // cells at a time: 384 x 16 floats of g are 24 KB of a 32 KB L1
 constexpr int64_t kTapsToTransposeFor = 48;
+
+// Of 17 to 24 channels a second vector of 16 would be half empty. Lanes are then 8 channels x 2 neighbouring cells, in three
+// vectors, all of which one broadcast of two cells of e meets: 3 multiply-adds in place of 4.
+#if defined(__AVX512F__)
+constexpr int kPairRows = 9, kPairVectors = 3, kPairChannels = 8 * kPairVectors;  // 27 sums + 3 of g + 1 of e
 template <class T>
-bool channel_lanes(int64_t channels, int64_t taps) {
+constexpr bool kCellPairs = std::is_same_v<T, float>;
+#else
+constexpr int kPairRows = 1, kPairVectors = 1, kPairChannels = 0;
+template <class T>
+constexpr bool kCellPairs = false;
+#endif
+template <class T>
+bool cell_pairs(int64_t channels, int64_t cells) {  // channels of a panel; two cells must be one place of g
+  return kCellPairs<T> && channels > kLanes<T> && channels <= kPairChannels && cells % 2 == 0;
+}
+template <class T>
+bool channel_lanes(int64_t channels, int64_t taps, int64_t cells) {
   constexpr int64_t lanes = kVectorsToFill * kLanes<T>;
-  return kPair<T> == 1 && taps >= kTapsToTransposeFor && 4 * channels >= 3 * ceil_div(channels, lanes) * lanes;
+  const int64_t rest = channels % lanes, last = rest == 0 ? 0 : cell_pairs<T>(rest, cells) ? kPairChannels : lanes;
+  return kPair<T> == 1 && taps >= kTapsToTransposeFor && 4 * channels >= 3 * (channels - rest + last);
 }
 
 // R taps x V vectors of channels over `cells` cells of each image. g: [images][cells][kColumns].
@@ -145,8 +164,48 @@ void channel_tile(const Taps<T>& t, const T* g, const T* e, const int64_t* offse
     }
 }
 
+// R taps x 24 channels over pairs of cells. g: [images][cells / 2][kPairChannels][2].
+template <class T, int R>
+void pair_tile(const Taps<T>& t, const T* g, const T* e, const int64_t* offset, int channels, T* dw, int64_t dw_pitch) {
+  constexpr int L = kLanes<T>, V = kPairVectors;
+  Vec<T> sum[R][V] = {};
+  for (int64_t n = 0; n < t.images; ++n, e += t.e_image) {
+    const T* at[R];
+    for (int i = 0; i < R; ++i) at[i] = e + offset[i];
+    for (int64_t j = 0; j < t.cells; j += 2, g += V * L) {
+      Vec<T> gv[V];
+#pragma GCC unroll 3
+      for (int v = 0; v < V; ++v) gv[v] = load<T>(g + v * L);
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i) {
+        double two;  // cells j and j + 1
+        std::memcpy(&two, at[i] + j, sizeof two);
+        const Vec<T> x = (Vec<T>)splat<double>(two);
+#pragma GCC unroll 3
+        for (int v = 0; v < V; ++v) sum[i][v] += x * gv[v];
+      }
+    }
+  }
+#pragma GCC unroll 3
+  for (int v = 0; v < V; ++v) {
+    Vec<T> square[L];
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) square[i] = i < R ? sum[i < R ? i : 0][v] : Vec<T>{};
+    transpose<T>(square);
+    for (int k = 0; k < min_of(channels - v * L / 2, L / 2); ++k) {
+      T* to = dw + (v * L / 2 + k) * dw_pitch;
+      store_n<T>(to, load_n<T>(to, R) + (square[2 * k] + square[2 * k + 1]), R);
+    }
+  }
+}
+
 template <class T>
 using ChannelTile = void (*)(const Taps<T>&, const T*, const T*, const int64_t*, int, T*, int64_t);
+template <class T, int R = kPairRows>
+TS_INLINE ChannelTile<T> pair_tile_for(int rows) {
+  if constexpr (R == 0 || !kCellPairs<T>) return nullptr;
+  else return rows == R ? pair_tile<T, R> : pair_tile_for<T, R - 1>(rows);
+}
 template <class T, int R = kTapRows>
 TS_INLINE ChannelTile<T> channel_tile_for(int rows, int vectors) {
   if constexpr (R == 0) return nullptr;
@@ -157,22 +216,31 @@ TS_INLINE ChannelTile<T> channel_tile_for(int rows, int vectors) {
 template <class T>
 void add_by_channels(const Taps<T>& t, int64_t channels, int64_t begin, int64_t end, int64_t taps, T* dw) {
   constexpr int W = kColumns<T>;
-  const int64_t rows = panel_rows(end - begin, kTapRows);
-  const int64_t images = max_of<int64_t>(1, kChunk / t.cells), cells = ceil_div(t.cells, ceil_div(t.cells, kChunk));
+  const int64_t images = max_of<int64_t>(1, kChunk / t.cells), cells = ceil_div(ceil_div(t.cells, ceil_div(t.cells, kChunk)), 2) * 2;
   T* const g = scratch<T>(Slot::pack_b, images * cells * W);
   for (int64_t n = 0; n < t.images; n += images)
     for (int64_t j = 0; j < t.cells; j += cells) {
       const Taps<T> chunk{nullptr, nullptr, 0, t.e_image, min_of(images, t.images - n), min_of(cells, t.cells - j), nullptr};
       for (int64_t k = 0; k < channels; k += W) {
         const int lanes = static_cast<int>(min_of<int64_t>(W, channels - k));
+        const bool pairs = cell_pairs<T>(lanes, t.cells);
+        const int64_t pitch = pairs ? kPairChannels : W, rows = panel_rows(end - begin, pairs ? kPairRows : kTapRows);
         // What lies in lanes without a channel counts nowhere, but denormals there would take thirty times as long. They stay
         // zeros until a panel with more channels takes the place.
-        if (lanes < W && (k > 0 || (n == 0 && j == 0))) std::memset(g, 0, sizeof(T) * images * cells * W);
-        for (int64_t m = 0; m < chunk.images; ++m)
-          transpose_copy<T>(g + m * chunk.cells * W, W, t.g + (n + m) * t.g_image + k * t.cells + j, t.cells, lanes, chunk.cells);
-        for (int64_t s = begin; s < end; s += rows)
-          channel_tile_for<T>(static_cast<int>(min_of(rows, end - s)), lanes > W / 2 ? 2 : 1)(
+        if (lanes < pitch && (k > 0 || (n == 0 && j == 0))) std::memset(g, 0, sizeof(T) * images * cells * W);
+        for (int64_t m = 0; m < chunk.images; ++m) {
+          const T* from = t.g + (n + m) * t.g_image + k * t.cells + j;
+          T* const to = g + m * chunk.cells * pitch;
+          if (pairs)  // moved as one number of twice the size
+            transpose_copy<double>(reinterpret_cast<double*>(to), pitch, reinterpret_cast<const double*>(from), t.cells / 2, lanes, chunk.cells / 2);
+          else
+            transpose_copy<T>(to, W, from, t.cells, lanes, chunk.cells);
+        }
+        for (int64_t s = begin; s < end; s += rows) {
+          const int at_once = static_cast<int>(min_of(rows, end - s));
+          (pairs ? pair_tile_for<T>(at_once) : channel_tile_for<T>(at_once, lanes > W / 2 ? 2 : 1))(
               chunk, g, t.e + n * t.e_image + j, t.offset + s, lanes, dw + k * taps + s, taps);
+        }
       }
     }
 }
@@ -182,7 +250,7 @@ template <class T>
 void add_weight_gradient(const Taps<T>& t, int64_t channels, int64_t taps, Wide<T>* dw) {
   if (channels == 0 || taps == 0 || t.cells == 0) return;
   if constexpr (kPair<T> == 1)
-    if (channel_lanes<T>(channels, taps)) {
+    if (channel_lanes<T>(channels, taps, t.cells)) {
       const int64_t grain = kParallelWork / (t.cells * t.images * kTapRows * channels + 1) + 1;
       return parallel(ceil_div(taps, kTapRows), grain, [&](int64_t begin, int64_t end) {
         add_by_channels<T>(t, channels, begin * kTapRows, min_of(taps, end * kTapRows), taps, dw);
