@@ -49,6 +49,10 @@ CONVOLUTIONS = {
     "weight gradient, chunks of an image": conv((2, 6, 30, 27), (21, 6, 3, 3)),
     "weight gradient, images in a chunk": conv((19, 8, 5, 5), (16, 8, 3, 3), padding=1),
     "weight gradient, channels over a vector": conv((3, 6, 9, 9), (17, 6, 3, 3), groups=1),
+    "weight gradient, pairs of cells": conv((19, 7, 6, 6), (16, 7, 3, 3)),
+    "weight gradient, pairs, lanes without a channel": conv((3, 6, 6, 7), (13, 6, 3, 3), padding=1),
+    "weight gradient, pairs, chunks made even": conv((2, 6, 37, 24), (24, 6, 3, 3)),
+    "weight gradient, pairs behind a whole panel": conv((3, 7, 6, 6), (52, 7, 3, 3)),
 }
 LINEARS = {
     "few columns of both gradients": linear(7, 70, 10),

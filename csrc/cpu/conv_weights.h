@@ -106,25 +106,28 @@ constexpr int kTapRows = kDirectRows, kVectorsToFill = 1;
 constexpr int64_t kChunk = 384;  // cells at a time: 384 x 16 floats of g are 24 KB of a 32 KB L1
 constexpr int64_t kTapsToTransposeFor = 48;
 
-// Of 17 to 24 channels a second vector of 16 would be half empty. Lanes are then 8 channels x 2 neighbouring cells, in three
-// vectors, all of which one broadcast of two cells of e meets: 3 multiply-adds in place of 4.
+// 24 channels leave lanes of two vectors of 16 empty, and with 16 in one vector each multiply-add needs a load. Lanes are then
+// 8 channels x 2 neighbouring cells, in two or three vectors, all of which one broadcast of two cells of e meets: 0.8 of the time.
 #if defined(__AVX512F__)
-constexpr int kPairRows = 9, kPairVectors = 3, kPairChannels = 8 * kPairVectors;  // 27 sums + 3 of g + 1 of e
 template <class T>
 constexpr bool kCellPairs = std::is_same_v<T, float>;
 #else
-constexpr int kPairRows = 1, kPairVectors = 1, kPairChannels = 0;
 template <class T>
 constexpr bool kCellPairs = false;
 #endif
+constexpr int kPairChannels = 8;  // of a vector
+constexpr int pair_rows(int vectors) { return vectors == 2 ? 14 : 9; }  // 28 or 27 sums, 2 or 3 of g, 1 of e
+// Vectors for the channels of a panel, 0 where pairs are not for them; two cells must be one place of g.
 template <class T>
-bool cell_pairs(int64_t channels, int64_t cells) {  // channels of a panel; two cells must be one place of g
-  return kCellPairs<T> && channels > kLanes<T> && channels <= kPairChannels && cells % 2 == 0;
+int pair_vectors(int64_t channels, int64_t cells) {
+  if (!kCellPairs<T> || channels <= kPairChannels || channels > 3 * kPairChannels || cells % 2) return 0;
+  return channels > 2 * kPairChannels ? 3 : 2;
 }
 template <class T>
 bool channel_lanes(int64_t channels, int64_t taps, int64_t cells) {
   constexpr int64_t lanes = kVectorsToFill * kLanes<T>;
-  const int64_t rest = channels % lanes, last = rest == 0 ? 0 : cell_pairs<T>(rest, cells) ? kPairChannels : lanes;
+  const int64_t rest = channels % lanes, pairs = pair_vectors<T>(rest, cells);
+  const int64_t last = rest == 0 ? 0 : pairs ? pairs * kPairChannels : lanes;
   return kPair<T> == 1 && taps >= kTapsToTransposeFor && 4 * channels >= 3 * (channels - rest + last);
 }
 
@@ -164,10 +167,10 @@ void channel_tile(const Taps<T>& t, const T* g, const T* e, const int64_t* offse
     }
 }
 
-// R taps x 24 channels over pairs of cells. g: [images][cells / 2][kPairChannels][2].
-template <class T, int R>
+// R taps x V vectors over pairs of cells. g: [images][cells / 2][V * kPairChannels][2].
+template <class T, int R, int V>
 void pair_tile(const Taps<T>& t, const T* g, const T* e, const int64_t* offset, int channels, T* dw, int64_t dw_pitch) {
-  constexpr int L = kLanes<T>, V = kPairVectors;
+  constexpr int L = kLanes<T>;
   Vec<T> sum[R][V] = {};
   for (int64_t n = 0; n < t.images; ++n, e += t.e_image) {
     const T* at[R];
@@ -201,10 +204,10 @@ void pair_tile(const Taps<T>& t, const T* g, const T* e, const int64_t* offset, 
 
 template <class T>
 using ChannelTile = void (*)(const Taps<T>&, const T*, const T*, const int64_t*, int, T*, int64_t);
-template <class T, int R = kPairRows>
+template <class T, int V, int R = pair_rows(V)>
 TS_INLINE ChannelTile<T> pair_tile_for(int rows) {
   if constexpr (R == 0 || !kCellPairs<T>) return nullptr;
-  else return rows == R ? pair_tile<T, R> : pair_tile_for<T, R - 1>(rows);
+  else return rows == R ? pair_tile<T, R, V> : pair_tile_for<T, V, R - 1>(rows);
 }
 template <class T, int R = kTapRows>
 TS_INLINE ChannelTile<T> channel_tile_for(int rows, int vectors) {
@@ -223,8 +226,8 @@ void add_by_channels(const Taps<T>& t, int64_t channels, int64_t begin, int64_t 
       const Taps<T> chunk{nullptr, nullptr, 0, t.e_image, min_of(images, t.images - n), min_of(cells, t.cells - j), nullptr};
       for (int64_t k = 0; k < channels; k += W) {
         const int lanes = static_cast<int>(min_of<int64_t>(W, channels - k));
-        const bool pairs = cell_pairs<T>(lanes, t.cells);
-        const int64_t pitch = pairs ? kPairChannels : W, rows = panel_rows(end - begin, pairs ? kPairRows : kTapRows);
+        const int pairs = pair_vectors<T>(lanes, t.cells);
+        const int64_t pitch = pairs ? pairs * kPairChannels : W, rows = panel_rows(end - begin, pairs ? pair_rows(pairs) : kTapRows);
         // What lies in lanes without a channel counts nowhere, but denormals there would take thirty times as long. They stay
         // zeros until a panel with more channels takes the place.
         if (lanes < pitch && (k > 0 || (n == 0 && j == 0))) std::memset(g, 0, sizeof(T) * images * cells * W);
@@ -238,7 +241,7 @@ void add_by_channels(const Taps<T>& t, int64_t channels, int64_t begin, int64_t 
         }
         for (int64_t s = begin; s < end; s += rows) {
           const int at_once = static_cast<int>(min_of(rows, end - s));
-          (pairs ? pair_tile_for<T>(at_once) : channel_tile_for<T>(at_once, lanes > W / 2 ? 2 : 1))(
+          (pairs == 3 ? pair_tile_for<T, 3>(at_once) : pairs ? pair_tile_for<T, 2>(at_once) : channel_tile_for<T>(at_once, lanes > W / 2 ? 2 : 1))(
               chunk, g, t.e + n * t.e_image + j, t.offset + s, lanes, dw + k * taps + s, taps);
         }
       }
