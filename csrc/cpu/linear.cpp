@@ -43,8 +43,8 @@ template <class T, int M = kFewRowsOfX>
 void few_rows(const linear::Forward<T>& p) {
   if constexpr (M > 1)
     if (p.d.M < M) return few_rows<T, M - 1>(p);
-  // Rows of W: eight independent sums hide the latency of two FMAs a cycle.
-  constexpr int R = M == 1 ? 8 : 4;
+  // Rows of W: eight independent sums hide the latency of two FMAs a cycle; four vectors of AVX-512 a cycle's worth of L2.
+  constexpr int R = M == 1 && kLanes<Wide<T>> * sizeof(Wide<T>) < 64 ? 8 : 4;
   parallel(ceil_div(p.d.N, R), kParallelWork / (R * M * p.d.K + 1) + 1, [&](int64_t begin, int64_t end) {
     int64_t n = begin * R;
     const int64_t stop = min_of(p.d.N, end * R);
