@@ -1,8 +1,8 @@
 """The comparator of the contract: an error rule that vagueness cannot pass.
 
 A result is right when its error against the float64 reference is at most twice the error of torch's own result in the
-same dtype, plus a rounding floor; and NaN and infinities stand where torch's or the reference's stand (oneDNN's bfloat16 weight
-gradient by AMX spreads a NaN to its neighbours). The tests and ``torchsmith selftest`` judge by it.
+same dtype, plus a rounding floor; and NaN and infinities stand where torch's or the reference's stand (oneDNN's
+bfloat16 weight gradient by AMX spreads a NaN to its neighbours). The tests and ``torchsmith selftest`` judge by it.
 
 Where native's error may be small by luck (few numbers, or rounding magnified by what follows), give several of native's
 results, from values that differ in their last bit (:func:`nudged`): the worst is native's error then.

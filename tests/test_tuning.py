@@ -216,6 +216,14 @@ def test_bfloat16_is_native_s_where_amx_multiplies_it(op, arguments, left, monke
     assert said(torch.bfloat16).implementation == "cpp"
 
 
+def test_a_weight_without_dimensions_is_refused_in_words_with_amx_too(monkeypatch):
+    monkeypatch.setattr(dispatch, "RULES", True)
+    monkeypatch.setattr(dispatch, "AMX", True)
+    x = torch.zeros(1, 1, 2100, 2100, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match="weight needs 4 dimensions"):
+        torchsmith.conv2d(x, torch.zeros((), dtype=torch.bfloat16))
+
+
 @pytest.mark.parametrize("pool", [(2, 2, 0), (3, 2, 1)])
 def test_a_convolution_left_to_native_keeps_native_s_results_and_our_pool(pool):
     x, w = torch.randint(-3, 4, (4, 3, 33, 33)).float(), torch.randint(-2, 3, (8, 3, 3, 3)).float()  # zeros and ties

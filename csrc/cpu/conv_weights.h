@@ -1,6 +1,7 @@
 // The weight gradient of a convolution:  dw[r][s] = sum over images and output cells of g[r][cell] * e[offset[s] + cell].
 // Lanes are output cells of the expanded image (conv_cells.h), so that no channel count wastes lanes; R x S sums stay in
 // registers over a group of images, and their lanes are summed once at the end. Of bf16 a lane is a pair of images.
+// Where channels fill vectors, lanes are channels of g instead (channel_tile), or 8 channels of two neighbouring cells (pair_tile).
 #pragma once
 
 #include <type_traits>

@@ -49,7 +49,8 @@ void few_rows(const linear::Forward<T>& p) {
     int64_t n = begin * R;
     const int64_t stop = min_of(p.d.N, end * R);
     for (; n + R <= stop; n += R) dot_rows<T, M, R>(p, n);
-    for (; n + 4 <= stop; n += 4) dot_rows<T, M, 4>(p, n);
+    if constexpr (R > 4)
+      for (; n + 4 <= stop; n += 4) dot_rows<T, M, 4>(p, n);
     for (; n < stop; ++n) dot_rows<T, M, 1>(p, n);
   });
 }

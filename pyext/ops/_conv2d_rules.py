@@ -64,9 +64,9 @@ def copied_layout(name, input, groups) -> str:
 def rule_with_amx(name, input, weight, groups, pool) -> str:
     """Of bfloat16 on an Emerald Rapids ours was 0.3-0.8 as fast in windows of 3 x 3 and 5 x 5 over 16 channels and more; twice
     as fast in small 1 x 1 ones, and 1.5 to 4 times where a pool follows a convolution that is not large."""
-    if groups != 1 or not unmeasured_with_amx(name, input):
+    if groups != 1 or input.dim() < 3 or weight.dim() != 4 or not unmeasured_with_amx(name, input):
         return ""
-    work = input.numel() // max(1, input.shape[-3]) * weight.numel() if input.dim() > 2 else 0
+    work = input.numel() // max(1, input.shape[-3]) * weight.numel()
     large = work >= (LARGE_POOLED_WITH_AMX if pool else LARGE_WITH_AMX)
     return NATIVE_WITH_AMX if large and weight.numel() >= weight.shape[0] * DEEP_WITH_AMX else ""
 
