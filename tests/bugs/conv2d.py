@@ -158,10 +158,17 @@ BUGS = (
         VALUES + "conv2d",
     ),
     Bug(
-        "pooled gradient of the first vector of channels only",
+        "pooled gradient with the first plane's weights",
         "csrc/cpu/conv_sparse.h",
-        "c < width; c += kLanes<T>",
-        "c < kLanes<T>; c += kLanes<T>",
+        "((v * d.K + k) * taps + r0 * C) * L",
+        "(k * taps + r0 * C) * L",
+        VALUES + "conv2d",
+    ),
+    Bug(
+        "a pooled gradient's later taps where its first ones lie",
+        "csrc/cpu/conv_sparse.h",
+        "const int64_t t = (r0 + r) * C;",
+        "const int64_t t = r * C;",
         VALUES + "conv2d",
     ),
     Bug(
