@@ -44,11 +44,7 @@ void conv_tile(const Lane<T>* e, const int64_t* offset, int64_t steps, const Lan
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) x[v] = whole || v + 1 < V ? load<Lane<T>>(cells + v * L) : load_n<Lane<T>>(cells + v * L, rest);
 #pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) {
-      const Vec<Lane<T>> wv = splat<Lane<T>>(w[k * R + i]);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[i][v] = multiply_add(sum[i][v], wv, x[v]);
-    }
+    for (int i = 0; i < R; ++i) add_row<R>(i, sum[i], w + k * R + i, x);
   }
   if (!first) for_sums(sum, [&](Vec<W>& out, int i, int v) __attribute__((always_inline)) { out += load<W>(kept + (i * V + v) * L); });
   if (!last) return for_sums(sum, [&](const Vec<W>& out, int i, int v) __attribute__((always_inline)) { store<W>(kept + (i * V + v) * L, out); });

@@ -190,11 +190,7 @@ void tile(int64_t steps, const Lane<T>* a, int64_t pitch, const Lane<T>* b, C* c
       if (kStepsAhead > 0) __builtin_prefetch(b + (k + kStepsAhead) * kColumns<T> + v * L);
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) {
-      const Vec<Lane<T>> av = splat<Lane<T>>(direct ? row[i][k] : a[k * R + i]);
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sum[i][v] = multiply_add(sum[i][v], av, bv[v]);
-    }
+    for (int i = 0; i < R; ++i) add_row<R>(i, sum[i], direct ? row[i] + k : a + k * R + i, bv);
   }
   const int rest = columns - (V - 1) * L;  // lanes of the last vector
   const auto lanes = [&](int v) __attribute__((always_inline)) { return v + 1 < V ? L : rest; };

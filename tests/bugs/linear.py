@@ -34,8 +34,15 @@ BUGS = (
     Bug(
         "a row of W for its neighbour",
         "csrc/cpu/gemm.h",
-        "direct ? row[i][k]",
-        "direct ? row[i / 2][k]",
+        "direct ? row[i] + k",
+        "direct ? row[i / 2] + k",
+        VALUES + "linear",
+    ),
+    Bug(
+        "the next row's factor where it is spread from memory",
+        "csrc/cpu/bf16.h",
+        "add_spread(sum[v], factor, b[v])",
+        "add_spread(sum[v], factor + 1, b[v])",
         VALUES + "linear",
     ),
     Bug(
