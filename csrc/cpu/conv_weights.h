@@ -146,11 +146,7 @@ void channel_tile(const Taps<T>& t, const T* g, const T* e, const int64_t* offse
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) gv[v] = load<T>(g + v * L);
 #pragma GCC unroll 16
-      for (int i = 0; i < R; ++i) {
-        const Vec<T> x = splat<T>(at[i][j]);
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) sum[i][v] += x * gv[v];
-      }
+      for (int i = 0; i < R; ++i) add_row<R>(i, sum[i], at[i] + j, gv);
     }
   }
 #pragma GCC unroll 2
