@@ -149,6 +149,18 @@ def test_convolutions_that_are_natives_until_something_is_measured(monkeypatch, 
         said, reason = chosen("conv2d", x, w, None, stride, 1, 1, groups), with_avx512 if "avx512" in isa else without
         assert said.implementation == ("torch" if reason else "cpp"), (said, input, weight)
         assert said.reason.startswith(reason), (said, input, weight)
+    small = torch.randn(2, 8, 4, 4)
+    same = [
+        (1, 1, 3),
+        ("same", 1, 3),
+        ((0, 1), 1, 3),
+        (2, 2, 3),
+        ((1, 2), 1, 5),
+    ]  # padding, dilation, columns of the window
+    for padding, dilation, columns in (*same, (0, 1, 3), ("valid", 1, 3), ((1, 0), 1, 3), (1, 1, 5), (2, 1, 3)):
+        said = chosen("conv2d", small, torch.randn(8, 1, 3, columns), None, 1, padding, dilation, 8)
+        ours = (padding, dilation, columns) in same or "avx512" not in isa
+        assert said.implementation == ("cpp" if ours else "torch"), (said, padding, dilation)
     monkeypatch.undo()
     monkeypatch.setattr(dispatch, "RULES", True)
     x, w = torch.randn(2, 64, 6, 6), torch.randn(64, 64, 5, 5)

@@ -104,7 +104,7 @@ TS_INLINE Vec<float> add_spread(Vec<float> sum, const int32_t* factor, Vec<int32
 #endif
 #endif
 template <int R, class Sum, class Cell, int V>
-TS_INLINE void add_row(int row, Sum (&sum)[V], const Cell* factor, const Vec<Cell> (&b)[V]) {
+TS_INLINE void add_row([[maybe_unused]] int row, Sum (&sum)[V], const Cell* factor, const Vec<Cell> (&b)[V]) {
 #if defined(__AVX512F__)
   if (V > 1 && row < R - 2 * V) {
 #pragma GCC unroll 4

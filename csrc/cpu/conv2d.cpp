@@ -4,6 +4,7 @@
 #include "../contract/conv2d.h"
 
 #include "conv_depthwise_last.h"
+#include "conv_depthwise_lines.h"
 #include "conv_phases.h"
 #include "conv_sparse.h"
 
@@ -55,7 +56,7 @@ template <class T>
 void conv2d_forward(const conv2d::Forward<T>& p) {
   if constexpr (kPair<T> == 1) {  // depthwise runs in full width: nothing is summed over channels
     if (p.d.channels_last) return depthwise_last_forward<T>(p);
-    if (conv2d::depthwise(p.d)) return depthwise_forward<T>(p);
+    if (conv2d::depthwise(p.d)) return in_lines<T>(p.d) ? depthwise_lines_forward<T>(p) : depthwise_forward<T>(p);
   }
   const Dims d = p.d;
   const Sizes s(d);
@@ -204,7 +205,7 @@ void conv2d_backward(const conv2d::Backward<T>& p) {
   using W = Wide<T>;
   if constexpr (kPair<T> == 1) {  // depthwise runs in full width: nothing is summed over channels
     if (p.d.channels_last) return depthwise_last_backward<T>(p);
-    if (conv2d::depthwise(p.d)) return depthwise_backward<T>(p);
+    if (conv2d::depthwise(p.d)) return in_lines<T>(p.d) ? depthwise_lines_backward<T>(p) : depthwise_backward<T>(p);
   }
   if (sparse_way<T>(p)) return;
   const Dims d = p.d;

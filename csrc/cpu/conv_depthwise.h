@@ -2,7 +2,8 @@
 // loads between. A plane is copied once between zeros, its columns split by (column mod SW), so that for any stride, dilation
 // and padding window cell t of the output cells j, j + 1, … of a row is a plain vector load at offset[t] + j; lanes are output
 // columns. The data gradient is the same sum over g and, for strides, over the phases of conv_phases.h.
-// K / C output channels read the same input channel: d.C == d.G, see conv2d::depthwise.
+// K / C output channels read the same input channel: d.C == d.G, see conv2d::depthwise. Where rows keep their length nothing is
+// copied: conv_depthwise_lines.h.
 #pragma once
 
 #include "conv_phases.h"
@@ -179,6 +180,21 @@ void depthwise_forward(const conv2d::Forward<T>& p) {
   });
 }
 
+// sums[t] += the sum of the lanes of sum[t].
+template <class T, int R>
+TS_INLINE void add_sum_each(const Vec<T> (&sum)[R], T* sums) {
+  constexpr int L = kLanes<T>, kRounds = (R + L - 1) / L;
+  Vec<T> spread[kRounds * L] = {};
+#pragma GCC unroll 32
+  for (int t = 0; t < R; ++t) spread[t] = sum[t];
+  for (int first = 0; first < R; first += L) {
+    Vec<T> part[L];
+    std::memcpy(part, spread + first, sizeof part);
+    const int n = min_of(L, R - first);
+    store_n<T>(sums + first, load_n<T>(sums + first, n) + sum_each<T>(part), n);
+  }
+}
+
 // sums[t] += sum over the cells of a plane of g * e[offset[t] + cell], R window cells at a time.
 template <class T, int R>
 void depthwise_taps(const Dims& d, const T* g, const T* e, int64_t row_step, const int64_t* offset, T* sums) {
@@ -197,16 +213,7 @@ void depthwise_taps(const Dims& d, const T* g, const T* e, int64_t row_step, con
 #pragma GCC unroll 32
     for (int t = 0; t < R; ++t) sum[t] += v * load_n<T>(e + offset[t] + j, n);
   }
-  constexpr int kRounds = (R + L - 1) / L;
-  Vec<T> spread[kRounds * L] = {};
-#pragma GCC unroll 32
-  for (int t = 0; t < R; ++t) spread[t] = sum[t];
-  for (int first = 0; first < R; first += L) {
-    Vec<T> part[L];
-    std::memcpy(part, spread + first, sizeof part);
-    const int n = min_of(L, R - first);
-    store_n<T>(sums + first, load_n<T>(sums + first, n) + sum_each<T>(part), n);
-  }
+  add_sum_each<T, R>(sum, sums);
 }
 
 // Sums + g fill the registers: a 5 x 5 window in 32, a 3 x 3 one in 16.
@@ -300,6 +307,13 @@ const T* depthwise_gradient(const conv2d::Backward<T>& p, int64_t plane) {
   return masked;
 }
 
+template <class T>
+TS_INLINE T sum_plane(const T* plane, int64_t cells) {
+  Vec<T> sum[2] = {};
+  for_vectors<T>(cells, [&](int64_t i, int k) { sum[i / kLanes<T> % 2] += load_some<T>(plane + i, k); });
+  return sum_lanes<T>(sum[0] + sum[1]);
+}
+
 // All gradients of one input channel, images in order: what a channel adds up belongs to one thread.
 template <class T>
 void depthwise_channel(const conv2d::Backward<T>& p, const DepthwiseData<T>& data, const Padded& e, const int64_t* offset, int64_t c,
@@ -316,11 +330,7 @@ void depthwise_channel(const conv2d::Backward<T>& p, const DepthwiseData<T>& dat
       const T* plane = depthwise_gradient<T>(p, (n * d.C + c) * multiple + m);
       for (int64_t t = 0; t < taps && dw; t += chunk)
         depthwise_some_taps<T>(static_cast<int>(min_of(chunk, taps - t)), d, plane, x, d.SH * e.pitch(), offset + t, dw + m * taps + t);
-      if (db) {
-        Vec<T> sum[2] = {};
-        for_vectors<T>(d.OH * d.OW, [&](int64_t i, int k) { sum[i / kLanes<T> % 2] += load_some<T>(plane + i, k); });
-        db[m] += sum_lanes<T>(sum[0] + sum[1]);
-      }
+      if (db) db[m] += sum_plane<T>(plane, d.OH * d.OW);
       if (p.dx) fill_padded<T>(g + m * data.e.size(), plane, data.e);
     }
     if (p.dx) data.plane(g, p.w + c * multiple * taps, p.dx + (n * d.C + c) * d.H * d.W);

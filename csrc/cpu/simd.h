@@ -63,7 +63,12 @@ TS_INLINE Vec<T> splat(T x) {
 }
 
 // Lanes whose bit is set; others are 0 and their memory is not read.
+// LaneMask: the bits in the form that a load takes soonest, for masks that are used again and again.
 #if defined(__AVX512F__)
+template <class T>
+using LaneMask = uint16_t;
+template <class T>
+TS_INLINE LaneMask<T> lane_mask(unsigned mask) { return static_cast<uint16_t>(mask); }
 template <class T>
 TS_INLINE Vec<T> load_masked(const T* p, unsigned mask) {
   if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps((__mmask16)mask, p);
@@ -71,14 +76,25 @@ TS_INLINE Vec<T> load_masked(const T* p, unsigned mask) {
 }
 #elif defined(__AVX2__)
 template <class T>
-TS_INLINE Vec<T> load_masked(const T* p, unsigned mask) {
+using LaneMask = Mask<T>;
+template <class T>
+TS_INLINE LaneMask<T> lane_mask(unsigned mask) {
   Mask<T> bit;
   for (int i = 0; i < kLanes<T>; ++i) bit[i] = 1 << i;
-  const Mask<T> lanes = (bit & static_cast<int>(mask)) != 0;
+  return (bit & static_cast<int>(mask)) != 0;
+}
+template <class T>
+TS_INLINE Vec<T> load_masked(const T* p, Mask<T> lanes) {
   if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_maskload_ps(reinterpret_cast<const float*>(p), (__m256i)lanes);
   else return (Vec<T>)_mm256_maskload_pd(reinterpret_cast<const double*>(p), (__m256i)lanes);
 }
+template <class T>
+TS_INLINE Vec<T> load_masked(const T* p, unsigned mask) { return load_masked<T>(p, lane_mask<T>(mask)); }
 #else
+template <class T>
+using LaneMask = uint16_t;
+template <class T>
+TS_INLINE LaneMask<T> lane_mask(unsigned mask) { return static_cast<uint16_t>(mask); }
 template <class T>
 TS_INLINE Vec<T> load_masked(const T* p, unsigned mask) {
   T lanes[kLanes<T>] = {};

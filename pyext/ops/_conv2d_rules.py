@@ -21,12 +21,13 @@ LARGE_ON_CUDA = 2**26
 LARGE_WITH_AMX, LARGE_POOLED_WITH_AMX, DEEP_WITH_AMX = 2**22, 2**26, 64
 
 
-def rule(input, weight, stride, groups) -> str:
+def rule(input, weight, stride, padding, dilation, groups) -> str:
     """Why a convolution without a pool is native's where nothing was measured: native/ours was below 1 in such calls.
 
     On AVX2 (1.0-1.5 with many channels else): 0.85-0.95 of windows of 25 and 49 cells, 0.6-0.98 of few cells in several
-    images (1.4-3 in one), 0.8 of depthwise ones with a stride above 2. With AVX-512 strided depthwise ones win 1.4-1.9; many
-    channels lost when last measured, 64 to 64 in a window of 3 x 3 0.96 on AMD's and 0.73-0.89 on Intel's.
+    images (1.4-3 in one), 0.8 of depthwise ones with a stride above 2. With AVX-512 strided depthwise ones win 1.4-1.9, but for
+    few cells (0.2-0.9; 1.6-3.6 where rows keep their length); many channels lost when last measured, 64 to 64 in a window of
+    3 x 3 0.96 on AMD's and 0.73-0.89 on Intel's.
     """
     if input.dim() != 4 or weight.dim() != 4 or not input.is_cpu:
         return ""
@@ -45,11 +46,19 @@ def rule(input, weight, stride, groups) -> str:
         if taps > 1 and outputs * inputs >= MANY_CHANNELS and cells < FEW_CELLS and input.shape[0] > 1:
             return "many channels, few cells: native's convolution, blocked by channels, is ahead"
     elif inputs == 1:
-        if avx512 and cells <= FEW_CELLS:
+        if avx512 and cells <= FEW_CELLS and not _rows_keep_length(width, steps, padding, dilation):
             return "few cells a plane: native's depthwise convolution, with channels in the lanes, is ahead"
         if not avx512 and max(steps) > 2 and cells > MANY_CELLS:
             return "depthwise, stride above 2: splitting columns without AVX-512 takes longer than native's convolution"
     return ""
+
+
+def _rows_keep_length(width, steps, padding, dilation) -> bool:
+    """Whether output rows are as long as the image's, which csrc/cpu/conv_depthwise_lines.h is for."""
+    beside, apart = (v[-1] if isinstance(v, (list, tuple)) and v else v for v in (padding, dilation))
+    if max(steps) > 1 or not isinstance(apart, int):
+        return False
+    return padding == "same" or (isinstance(beside, int) and 2 * beside == apart * (width - 1))
 
 
 def copied_layout(name, input, groups) -> str:

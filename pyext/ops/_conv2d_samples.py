@@ -43,7 +43,14 @@ def samples(dtype: torch.dtype, device: torch.device, pools: tuple[dict, ...] = 
         "depthwise x2, stride": ((2, 5, 9, 8), (10, 1, 3, 3), {"groups": 5, "stride": 2, "padding": 1}),
         "depthwise x2": ((2, 4, 9, 18), (8, 1, 3, 3), {"groups": 4, "padding": 1}),
         "depthwise 5x5, one column": ((2, 3, 9, 5), (3, 1, 5, 5), {"groups": 3}),
-        "depthwise 5x5, five vectors": ((1, 2, 6, 69), (2, 1, 5, 5), {"groups": 2, "padding": 2}),
+        "depthwise 5x5, five vectors": ((1, 2, 6, 69), (2, 1, 5, 5), {"groups": 2, "padding": (2, 1)}),
+        "depthwise 3x3, two vectors": ((2, 2, 11, 22), (4, 1, 3, 3), {"groups": 2}),
+        "depthwise x2 7x7, rows keep their length": ((2, 2, 9, 10), (4, 1, 7, 7), {"groups": 2, "padding": (2, 3)}),
+        "depthwise 5x3, rows keep their length, dilation": (
+            (2, 3, 5, 4),
+            (3, 1, 5, 3),
+            {"groups": 3, "padding": (4, 2), "dilation": 2},
+        ),
         "depthwise 1x1, stride": ((2, 3, 7, 8), (3, 1, 1, 1), {"groups": 3, "stride": 2}),
         "depthwise, stride and dilation": (
             (2, 3, 15, 37),

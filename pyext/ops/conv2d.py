@@ -114,7 +114,7 @@ def _conv(name, input, weight, bias, stride, padding, dilation, groups, relu, po
     if not (slower or pool or input.is_contiguous()):
         slower = copied_layout(name, input, groups)
     if not (slower or pool) and (groups != 1 or weight.numel() >= MANY_CHANNELS) and by_default(name):
-        slower = rule(input, weight, stride, groups)
+        slower = rule(input, weight, stride, padding, dilation, groups)
     slower = slower or rule_with_amx(name, input, weight, groups, pool)
     if input.dim() == 4 and not is_dynamo_compiling():
         try:

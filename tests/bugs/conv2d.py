@@ -158,6 +158,27 @@ BUGS = (
         VALUES + "conv2d",
     ),
     Bug(
+        "a line's cells in the next row's padding kept",
+        "csrc/cpu/conv_depthwise_lines.h",
+        "end = min_of(d.W, d.W - right);",
+        "end = d.W;",
+        VALUES + "conv2d",
+    ),
+    Bug(
+        "shifts of the data gradient not turned round",
+        "csrc/cpu/conv_depthwise_lines.h",
+        "back(d, d.OH, d.H, -1,",
+        "back(d, d.OH, d.H, 1,",
+        VALUES + "conv2d",
+    ),
+    Bug(
+        "a share of the taps over the one before",
+        "csrc/cpu/conv_depthwise_lines.h",
+        "add || first > 0, y)",
+        "add, y)",
+        VALUES + "conv2d",
+    ),
+    Bug(
         "pooled gradient with the first plane's weights",
         "csrc/cpu/conv_sparse.h",
         "((v * d.K + k) * taps + r0 * C) * L",
