@@ -4,6 +4,8 @@ import pytest
 import torch
 from test_contract import ISAS, check_against_reference, check_threads, isa  # noqa: F401 (a fixture)
 
+import torchsmith
+from torchsmith import explain
 from torchsmith.contract import Call
 from torchsmith.ops._recurrent_samples import weights_for
 from torchsmith.spec import Sample, all_specs
@@ -140,3 +142,20 @@ def test_positions_of_every_row_length(dtype, isa):  # noqa: F811
         x = torch.randn(2, 3, 6, 2 * columns + 1, dtype=dtype)
         for window in ((2, 2), ((1, 2), (2, 2)), ((2, 1), 1)):
             check_against_reference(SPECS["max_pool2d"], Sample("", (x, *window)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", ["conv2d", "conv2d_relu"])
+@pytest.mark.parametrize("size, window, groups", [((5, 4, 9, 8), 3, 1), ((3, 6, 4, 4), 1, 2), ((4, 4, 7, 8), 3, 4)])
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+def test_gradients_that_are_slices_of_channels(op, size, window, groups, dtype, isa):  # noqa: F811
+    """What torch.cat's backward hands out: read as it lies or copied, to the same bits."""
+    x = torch.randn(size, dtype=dtype, requires_grad=True)
+    w = torch.randn(8, size[1] // groups, window, window, dtype=dtype, requires_grad=True)
+    b = torch.randn(8, dtype=dtype, requires_grad=True)
+    y = getattr(torchsmith, op)(x, w, b, padding=window // 2, groups=groups)
+    g = torch.randn(size[0], 11, *size[2:], dtype=dtype)[:, 2:10]
+    sliced = torch.autograd.grad(y, (x, w, b), g, retain_graph=True)
+    dense = torch.autograd.grad(y, (x, w, b), g.contiguous())
+    assert all(torch.equal(*pair) for pair in zip(sliced, dense, strict=True))
+    assert explain().implementation == "cpp"

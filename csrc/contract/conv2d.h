@@ -75,6 +75,7 @@ struct Backward {
   T* dx;                 // [N, C, H, W] or null
   T* dw;                 // [K, C/G, KH, KW] or null
   T* db;                 // [K] or null
+  int64_t g_image = 0;   // on the CPU: elements from image to image of g, where it is a slice of more channels; else 0
 };
 
 }  // namespace ts::conv2d

@@ -138,10 +138,10 @@ void backward_images(const conv2d::Backward<T>& p, const Sizes& s, const Plan& p
                      const DataGradient<T>& data, Wide<T>* dw, Wide<T>* db) {
   const Dims& d = p.d;
   const Expansion e = input_expansion(d, d.C);
-  const int64_t image = d.C * d.H * d.W, cells = d.K * s.cells;
+  const int64_t image = d.C * d.H * d.W, cells = d.K * s.cells, g_image = p.g_image ? p.g_image : cells;
   for (int64_t first = begin; first < end; first += plan.at_once) {
     const int64_t count = min_of(plan.at_once, end - first);
-    const T* g = p.g + first * cells;
+    const T* g = p.g + first * g_image;
     if (d.pool || d.relu) {
       T* to = scratch<T>(Slot::gradient, count * cells);
       for (int64_t n = 0; n < count; ++n) image_gradient<T>(p, s, first + n, to + n * cells);
@@ -152,13 +152,13 @@ void backward_images(const conv2d::Backward<T>& p, const Sizes& s, const Plan& p
       const Lane<T>* x = expanded<Lane<T>>(lane_planes<T>(p.x + first * image, 1, count, image, Slot::planes), images, e, Slot::batch);
       const Lane<T>* lanes = lane_planes<T>(g, 1, count, cells, Slot::pairs);
       for (int64_t group = 0; group < d.G; ++group)
-        add_weight_gradient<T>(Taps<T>{lanes + group * s.Kg * s.cells, x + group * s.Cg * d.KW * e.plane(), cells, e.size(),
+        add_weight_gradient<T>(Taps<T>{lanes + group * s.Kg * s.cells, x + group * s.Cg * d.KW * e.plane(), g_image, e.size(),
                                        images, s.cells, plan.offset},
                                s.Kg, s.window, dw + group * s.Kg * s.window);
     }
     for (int64_t n = 0; n < count; ++n) {
-      if (p.db) bias_gradient<T>(g + n * cells, d.K, s.cells, db);
-      if (p.dx) data.image(g + n * cells, p.dx + (first + n) * image);
+      if (p.db) bias_gradient<T>(g + n * g_image, d.K, s.cells, db);
+      if (p.dx) data.image(g + n * g_image, p.dx + (first + n) * image);
     }
   }
 }
@@ -274,6 +274,16 @@ std::tuple<Tensor, Tensor> conv2d_forward(const Tensor& input, const Tensor& wei
   return {is_channels_last(input) || is_channels_last(weight) ? to_channels_last(result) : result, position};
 }
 
+// The elements from image to image of a gradient that is read as it lies: that of a slice of a concatenation's channels. 0: it is
+// made dense. What unpools, masks or pairs a gradient copies it anyway.
+template <class Tensor>
+int64_t image_step(const Tensor& g, const conv2d::Dims& d, ScalarType kernel) {
+  if (g.scalar_type() != kernel || kernel == ScalarType::BFloat16 || d.pool || d.relu || conv2d::depthwise(d)) return 0;
+  const auto step = g.strides();
+  const int64_t cells = d.OH * d.OW;
+  return step[3] == 1 && step[2] == d.OW && step[1] == cells && step[0] > d.K * cells ? step[0] : 0;
+}
+
 template <class Tensor>
 std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, const Tensor& input, const Tensor& weight,
                                                    const Maybe<Tensor>& output, const Maybe<Tensor>& position,
@@ -284,7 +294,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, const Ten
   const auto type = input.scalar_type();
   d.channels_last = is_channels_last(input) && conv2d::depthwise_last(d);
   const auto c = conv2d::depthwise(d) ? compute_type(type) : kernel_type(type);
-  const Tensor g = operand(grad, c, d.channels_last), x = operand(input, c, d.channels_last);
+  const int64_t g_image = image_step(grad, d, c);
+  const Tensor g = g_image ? grad : operand(grad, c, d.channels_last), x = operand(input, c, d.channels_last);
   const Tensor w = operand(weight, c);
   const Maybe<Tensor> y = relu ? Maybe<Tensor>(operand(*output, c, d.channels_last)) : std::nullopt;
   const Maybe<Tensor> at = d.pool ? Maybe<Tensor>(dense(*position)) : std::nullopt;
@@ -300,7 +311,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, const Ten
                                 d.pool ? at->const_data_ptr() : nullptr,
                                 out_if<T>(need_input, dx),
                                 out_if<T>(need_weight, dw),
-                                out_if<T>(need_bias, db)};
+                                out_if<T>(need_bias, db),
+                                g_image};
     TS_CALL(conv2d_backward<T>, p);
   });
   const Tensor gx = cast(dx, type), gw = cast(dw, type);
