@@ -169,7 +169,7 @@ struct ImageProduct {
         const T* w = in_place ? direct + i * depth + k0 : packed + i * depth + k0 * r;
         for (int64_t j = j_begin; j < j_end; j += W)
           tile_for<T, T, in_place>(r, columns(j) > W / 2 ? 2 : 1)(
-              block.depth, w, depth, panel(j), y + i * cells + j, cells, columns(j), block.last && bias ? bias + i : nullptr,
+              block.depth, w, depth, PanelOf<T>{panel(j)}, y + i * cells + j, cells, columns(j), block.last && bias ? bias + i : nullptr,
               nullptr, !block.first, block.last && relu);
       }
     });

@@ -57,6 +57,13 @@ BUGS = (
         "csrc/cpu/gemm.h",
         "steps + k / kPair<T> * W, block.k0",
         "steps, block.k0",
+        PAIRS + "linear",
+    ),
+    Bug(
+        "a panel's second vector packed over its first",
+        "csrc/cpu/gemm.h",
+        "panel.packed + k * kColumns<T> + v * L, bv[v]",
+        "panel.packed + k * kColumns<T>, bv[v]",
         VALUES + "linear",
     ),
     Bug(
