@@ -89,9 +89,16 @@ WAYS += [pytest.param("linear", make, id=f"linear-{name}") for name, make in LIN
 WAYS += [pytest.param(op, make, id=name) for name, (op, make) in SEQUENCES.items()]
 
 
+# In pairs (bfloat16) a product's panels are packed in a way of their own.
+DTYPES = [torch.float32, torch.float64]
+VALUES = [pytest.param(*way.values, dtype, id=f"{way.id}-{dtype}") for way in WAYS for dtype in DTYPES]
+VALUES += [
+    pytest.param("linear", make, torch.bfloat16, id=f"linear-{name}-torch.bfloat16") for name, make in LINEARS.items()
+]
+
+
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("op, make", WAYS)
+@pytest.mark.parametrize("op, make, dtype", VALUES)
 def test_values_and_gradients(op, make, dtype, isa):  # noqa: F811
     torch.manual_seed(0)
     # A few sums of hundreds of steps, of which native's error may be 1e-6 or ten times that.
