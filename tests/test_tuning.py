@@ -150,13 +150,8 @@ def test_convolutions_that_are_natives_until_something_is_measured(monkeypatch, 
         assert said.implementation == ("torch" if reason else "cpp"), (said, input, weight)
         assert said.reason.startswith(reason), (said, input, weight)
     small = torch.randn(2, 8, 4, 4)
-    same = [
-        (1, 1, 3),
-        ("same", 1, 3),
-        ((0, 1), 1, 3),
-        (2, 2, 3),
-        ((1, 2), 1, 5),
-    ]  # padding, dilation, columns of the window
+    # Padding, dilation, columns of the window.
+    same = [(1, 1, 3), ("same", 1, 3), ((0, 1), 1, 3), (2, 2, 3), ((1, 2), 1, 5)]
     for padding, dilation, columns in (*same, (0, 1, 3), ("valid", 1, 3), ((1, 0), 1, 3), (1, 1, 5), (2, 1, 3)):
         said = chosen("conv2d", small, torch.randn(8, 1, 3, columns), None, 1, padding, dilation, 8)
         ours = (padding, dilation, columns) in same or "avx512" not in isa

@@ -158,6 +158,13 @@ BUGS = (
         VALUES + "conv2d",
     ),
     Bug(
+        "images of a slice taken one after the other",
+        "csrc/cpu/conv2d.cpp",
+        "g_image = p.g_image ? p.g_image : cells;",
+        "g_image = cells;",
+        "slices_of_channels",
+    ),
+    Bug(
         "a line's cells in the next row's padding kept",
         "csrc/cpu/conv_depthwise_lines.h",
         "end = min_of(d.W, d.W - right);",
