@@ -5,7 +5,7 @@ from . import PAIRS, VALUES, Bug
 BUGS = (
     Bug(
         "bias of the first vector for the second",
-        "csrc/cpu/gemm.h",
+        "csrc/cpu/gemm_tile.h",
         "load_wide(column_bias + v * L, lanes(v))",
         "load_wide(column_bias, lanes(v))",
         VALUES + "linear",
@@ -33,7 +33,7 @@ BUGS = (
     ),
     Bug(
         "a row of W for its neighbour",
-        "csrc/cpu/gemm.h",
+        "csrc/cpu/gemm_tile.h",
         "direct ? row[i] + k",
         "direct ? row[i / 2] + k",
         VALUES + "linear",
@@ -61,7 +61,7 @@ BUGS = (
     ),
     Bug(
         "a panel's second vector packed over its first",
-        "csrc/cpu/gemm.h",
+        "csrc/cpu/gemm_tile.h",
         "panel.packed + k * kColumns<T> + v * L, bv[v]",
         "panel.packed + k * kColumns<T>, bv[v]",
         VALUES + "linear",
