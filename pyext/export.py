@@ -72,19 +72,22 @@ def _cell(row: _recurrent.Recurrent) -> Callable[..., Any]:
 
 
 def _sequence(row: _recurrent.Recurrent) -> Callable[..., Any]:
-    def sequence(input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save, allow_tf32=False):
+    def sequence(
+        input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save, allow_tf32=False, index=None
+    ):
         if dropout is not None:
             raise ValueError(f"{row.name}: dropout has no decomposition: export the model after model.eval()")
         if batch_sizes is not None:
             raise ValueError(f"{row.name}: a packed sequence has no decomposition: its lengths are values, not sizes")
         directions, each = (2 if bidirectional else 1), (4 if bias else 2)
+        input = input if index is None else F.embedding(index, input)
         last = []
         for layer in range(hx.shape[0] // directions):
             by_direction = []
             for direction in range(directions):
-                index = layer * directions + direction
-                w_ih, w_hh, b_ih, b_hh = (*weights[index * each : (index + 1) * each], None, None)[:4]
-                steps, h, states = F.linear(input, w_ih, b_ih).unbind(0), hx[index], []
+                at = layer * directions + direction
+                w_ih, w_hh, b_ih, b_hh = (*weights[at * each : (at + 1) * each], None, None)[:4]
+                steps, h, states = F.linear(input, w_ih, b_ih).unbind(0), hx[at], []
                 for gi in reversed(steps) if direction else steps:
                     h = _next(row.name, gi, h, w_hh, b_hh, relu)
                     states.append(h)
@@ -171,20 +174,23 @@ def onnx_translations() -> dict[Any, Callable[..., Any]]:
     """Our sequences as ONNX's GRU and RNN: a ``custom_translation_table`` for :func:`torch.onnx.export`."""
     from onnxscript import opset18 as op
 
-    def gru(input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save, allow_tf32=False):
+    def rows_of(input, index):
+        return input if index is None else op.Gather(input, index, axis=0)
+
+    def gru(input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save, allow_tf32=False, index=None):
         def layer(x, lengths, h, own):
             gates = {"hidden_size": own.hidden, "direction": own.direction, "linear_before_reset": 1}
             return op.GRU(x, own.stacked(0), own.stacked(1), own.biases(), lengths, h, **gates)
 
-        return _onnx_stack(op, layer, 3, input, hx, weights, batch_sizes, bidirectional, bias)
+        return _onnx_stack(op, layer, 3, rows_of(input, index), hx, weights, batch_sizes, bidirectional, bias)
 
-    def rnn(input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save, allow_tf32=False):
+    def rnn(input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save, allow_tf32=False, index=None):
         def layer(x, lengths, h, own):
             kinds = ["Relu" if relu else "Tanh"] * (2 if bidirectional else 1)
             gates = {"hidden_size": own.hidden, "direction": own.direction, "activations": kinds}
             return op.RNN(x, own.stacked(0), own.stacked(1), own.biases(), lengths, h, **gates)
 
-        return _onnx_stack(op, layer, 1, input, hx, weights, batch_sizes, bidirectional, bias)
+        return _onnx_stack(op, layer, 1, rows_of(input, index), hx, weights, batch_sizes, bidirectional, bias)
 
     return {_recurrent.ROWS["gru"].forward: gru, _recurrent.ROWS["rnn"].forward: rnn}
 

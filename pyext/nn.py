@@ -210,14 +210,17 @@ class _Sequences(nn.RNNBase):
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         super().__init__(mode, *args, **keywords)
 
-    def _run(self, op, input: Tensor | PackedSequence, hx: Tensor | None, **extra):
-        data = input.data if isinstance(input, PackedSequence) else input
+    def _run(self, op, input: Tensor | PackedSequence, hx: Tensor | None, embedding: Tensor | None, **extra):
+        data = embedding
+        if embedding is None:
+            data = input.data if isinstance(input, PackedSequence) else input
         if not isinstance(input, PackedSequence):
-            if input.dim() not in (2, 3):
-                raise ValueError(f"{type(self).__name__}: Expected input to be 2D or 3D, got {input.dim()}D instead")
-            if hx is not None and hx.dim() != input.dim():
-                kind = "batched 3-D" if input.dim() == 3 else "unbatched 2-D"
-                raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
+            dims, expected = input.dim() + (embedding is not None), "2D or 3D" if embedding is None else "1D or 2D"
+            if dims not in (2, 3):
+                raise ValueError(f"{type(self).__name__}: Expected input to be {expected}, got {input.dim()}D instead")
+            if hx is not None and hx.dim() != dims:
+                kind = f"{'batched' if dims == 3 else 'unbatched'} {input.dim()}-D"
+                raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {hx.dim()}-D tensor")
         # By name, not from _flat_weights: a parametrization or torch.func.functional_call puts others in their place.
         weights = [getattr(self, name) for name in self._flat_weights_names]
         if data.dtype != weights[0].dtype and not torch._C._is_any_autocast_enabled():
@@ -233,6 +236,7 @@ class _Sequences(nn.RNNBase):
             batch_first=self.batch_first,
             dropout=self.dropout,
             training=self.training,
+            embedding=embedding,
             **extra,
         )
 
@@ -247,8 +251,9 @@ class RNN(_Sequences):
             raise ValueError(f"Unknown nonlinearity {self.nonlinearity!r}. Select from 'tanh' or 'relu'.")
         super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **keywords)
 
-    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None):
-        return self._run(ops.rnn, input, hx, nonlinearity=self.nonlinearity)
+    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None, embedding: Tensor | None = None):
+        """As :class:`torch.nn.RNN`; with ``embedding`` (rows, I), ``input`` has integers, as of :func:`torchsmith.rnn`."""
+        return self._run(ops.rnn, input, hx, embedding, nonlinearity=self.nonlinearity)
 
 
 class GRU(_Sequences):
@@ -257,8 +262,9 @@ class GRU(_Sequences):
     def __init__(self, *args, **keywords) -> None:
         super().__init__("GRU", *args, **keywords)
 
-    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None):
-        return self._run(ops.gru, input, hx)
+    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None, embedding: Tensor | None = None):
+        """As :class:`torch.nn.GRU`; with ``embedding`` (rows, I), ``input`` has integers, as of :func:`torchsmith.gru`."""
+        return self._run(ops.gru, input, hx, embedding)
 
 
 class Sequential(nn.Sequential):

@@ -4,6 +4,9 @@
 // long, longest first, then those of t + 1, ... A padded batch is the case of equal batch_sizes. The hidden state of all
 // sequences is [B, H]; step t changes its first batch_sizes[t] rows, in either direction:
 //   forward:  rows whose sequence has ended keep its last state; reverse: rows that have not begun keep hx.
+//
+// Rows may be those of a table, an embedding's weight: with `index`, x is [table, I], and row r of the packed ones reads
+// x[index[r]]. W_ih then multiplies the table instead of every row, forward and backward.
 #pragma once
 
 #include "check.h"
@@ -17,6 +20,8 @@ struct Dims {
   const int64_t* sizes;       // [T], batch_sizes: positive, never growing
   const int64_t* offsets;     // [T], first row of each step
   bool bias;
+  const int64_t* index = nullptr;  // [rows], each in [0, table); null: x has every row itself
+  int64_t table = 0;
   int64_t input_size(int64_t layer) const { return layer == 0 ? I : D * H; }
 };
 
@@ -47,7 +52,7 @@ template <class T>
 struct Forward {
   Dims d;
   bool relu;                  // rnn: relu instead of tanh
-  const T* x;                 // [rows, I]
+  const T* x;                 // [rows, I]; with index [table, I]
   const T* hx;                // [L * D, B, H]
   const Weights<T>* weights;  // [L * D]
   const T* dropout;           // [L - 1, rows, D * H], 0 or 1 / (1 - p); null: none
@@ -70,7 +75,7 @@ struct Backward {
   const T* y;
   const Wide<T>* hidden;
   const Wide<T>* gates;
-  T* gx;                              // [rows, I] or null
+  T* gx;                              // the shape of x, or null
   T* ghx;                             // [L * D, B, H]
   const WeightGradients<T>* gweights;  // [L * D] or null
 };

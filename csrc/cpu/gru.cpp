@@ -17,9 +17,9 @@ struct GruCell {
   static constexpr bool kOneGradient = false;
 
   template <class Y>
-  void forward(int64_t rows, int64_t H, const W* xg, const W* hg, W* h, Y* y, int64_t pitch, W* saved) const {
+  void forward(int64_t rows, int64_t H, const InputPart<W>& xg, const W* hg, W* h, Y* y, int64_t pitch, W* saved) const {
     for (int64_t b = 0; b < rows; ++b) {
-      const W *x = xg + b * 3 * H, *q = hg + b * 3 * H;
+      const W *x = xg[b], *q = hg + b * 3 * H;
       W* s = saved ? saved + b * 4 * H : nullptr;
       for_vectors<W>(H, [&](int64_t i, int n) {
         const Vec<W> r = sigmoid_vector(load_wide(x + i, n) + load_wide(q + i, n));

@@ -18,15 +18,17 @@ struct RnnCell {
   bool relu_;
 
   template <class Y>
-  void forward(int64_t rows, int64_t H, const W* xg, const W* hg, W* h, Y* y, int64_t pitch, W*) const {
+  void forward(int64_t rows, int64_t H, const InputPart<W>& xg, const W* hg, W* h, Y* y, int64_t pitch, W*) const {
     const bool rectified = relu_;  // not read again after each store
-    for (int64_t b = 0; b < rows; ++b)
+    for (int64_t b = 0; b < rows; ++b) {
+      const W* const x = xg[b];
       for_vectors<W>(H, [&](int64_t i, int n) {
-        const Vec<W> a = load_wide(xg + b * H + i, n) + load_wide(hg + b * H + i, n);
+        const Vec<W> a = load_wide(x + i, n) + load_wide(hg + b * H + i, n);
         const Vec<W> out = rectified ? relu<W>(a) : tanh_vector(a);
         store_wide(h + b * H + i, out, n);
         store_wide(y + b * pitch + i, out, n);
       });
+    }
   }
 
   template <class Y>

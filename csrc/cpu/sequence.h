@@ -10,8 +10,8 @@
 // products are rounded. So a layer's input and output are T at the ends of the stack and Wide<T> inside: X, Y, GX, GY.
 //
 // A Cell has:  kGates;
-//   forward(rows, H, xg, hg, h, y, y_pitch, saved): new h and y of `rows` rows from the input part xg [rows, kGates * H]
-//     and the recurrent part hg (same shape); saved [rows, 4 * H] or null;
+//   forward(rows, H, xg, hg, h, y, y_pitch, saved): new h and y of `rows` rows from the input part xg (InputPart, of
+//     kGates * H values a row) and the recurrent part hg [rows, kGates * H]; saved [rows, 4 * H] or null;
 //   backward(rows, H, dh, h_prev, y, y_pitch, saved, dxg, dhg): from dh the gradients at xg and hg; leaves in dh what
 //     reaches the earlier state beside dhg W_hh.
 #pragma once
@@ -30,8 +30,20 @@ TS_INLINE int64_t batch_grain(const Dims& d, int64_t gates) {
   return max_of<int64_t>(1, kParallelWork / max_of<int64_t>(1, d.T * gates * d.H * d.H));
 }
 
+// W_ih x + b_ih of some rows, `width` values each: those from `first` on, or of a table those that `index` names.
+template <class W>
+struct InputPart {
+  const W* first;
+  const int64_t* index;
+  int64_t width;
+  InputPart from(int64_t row) const {
+    return index ? InputPart{first, index + row, width} : InputPart{first + row * width, nullptr, width};
+  }
+  const W* operator[](int64_t row) const { return first + (index ? index[row] : row) * width; }
+};
+
 template <class T, class Cell, class Y>
-void run_steps(const Dims& d, const Cell& cell, bool reverse, const Wide<T>* xg, const T* w_hh, const T* b_hh, Wide<T>* h,
+void run_steps(const Dims& d, const Cell& cell, bool reverse, const InputPart<Wide<T>>& xg, const T* w_hh, const T* b_hh, Wide<T>* h,
                Y* y, int64_t pitch, Wide<T>* saved) {
   constexpr int64_t G = Cell::kGates;
   using W = Wide<T>;
@@ -45,7 +57,7 @@ void run_steps(const Dims& d, const Cell& cell, bool reverse, const Wide<T>* xg,
       const int64_t rows = min_of(end, d.sizes[t]) - begin, row = d.offsets[t] + begin;
       if (rows <= 0) continue;
       gemm_packed<T>(rows, LeftStrided<W>{h + begin * H, H, 1}, packed, hg, G * H, {.column_bias = b_hh});
-      cell.forward(rows, H, xg + row * G * H, hg, h + begin * H, y + row * pitch, pitch,
+      cell.forward(rows, H, xg.from(row), hg, h + begin * H, y + row * pitch, pitch,
                    saved ? saved + row * 4 * H : nullptr);
     }
   });
@@ -67,12 +79,14 @@ void layer_forward(const sequence::Forward<T>& p, const Cell& cell, int64_t l, c
   constexpr int64_t G = Cell::kGates;
   const Dims& d = p.d;
   const int64_t H = d.H, I = d.input_size(l);
+  const int64_t* index = l == 0 ? d.index : nullptr;
+  const int64_t rows = index ? d.table : d.rows;
   for (int64_t k = 0; k < d.D; ++k) {
     const int64_t at = l * d.D + k;
     const sequence::Weights<T>& w = p.weights[at];
-    Wide<T>* xg = scratch<Wide<T>>(Slot::gates, d.rows * G * H);
-    gemm<T>(d.rows, G * H, I, LeftStrided<X>{x, I, 1}, RightStrided<T>{w.ih, 1, I}, xg, G * H, {.column_bias = w.b_ih});
-    run_steps<T>(d, cell, k == 1, xg, w.hh, w.b_hh, h + k * d.B * H, y + k * H, d.D * H,
+    Wide<T>* xg = scratch<Wide<T>>(Slot::gates, rows * G * H);
+    gemm<T>(rows, G * H, I, LeftStrided<X>{x, I, 1}, RightStrided<T>{w.ih, 1, I}, xg, G * H, {.column_bias = w.b_ih});
+    run_steps<T>(d, cell, k == 1, InputPart<Wide<T>>{xg, index, G * H}, w.hh, w.b_hh, h + k * d.B * H, y + k * H, d.D * H,
                  p.gates ? p.gates + at * d.rows * 4 * H : nullptr);
   }
 }
@@ -138,6 +152,20 @@ void run_steps_back(const Dims& d, const Cell& cell, bool reverse, const T* w_hh
   });
 }
 
+// The gradients at the rows' input parts, `width` values each, summed for each row of the table. Threads take columns, so that
+// sums are made in one order.
+template <class W>
+const W* summed_by_index(const Dims& d, const W* dxg, int64_t width) {
+  W* const sums = scratch<W>(Slot::pixels, d.table * width);
+  constexpr int64_t kShare = 4 * kLanes<W>;
+  parallel(ceil_div(width, kShare), kParallelWork / (kShare * (d.rows + d.table)) + 1, [&](int64_t begin, int64_t end) {
+    const int64_t c0 = begin * kShare, columns = min_of(width, end * kShare) - c0;
+    for (int64_t r = 0; r < d.table; ++r) std::memset(sums + r * width + c0, 0, sizeof(W) * columns);
+    for (int64_t r = 0; r < d.rows; ++r) add_as(sums + d.index[r] * width + c0, dxg + r * width + c0, columns, true);
+  });
+  return sums;
+}
+
 // Layer l of both directions: from the gradient at its output y those at its input x (if gx), weights and states dh.
 template <class T, class Cell, class X, class Y, class GX, class GY>
 void layer_backward(const sequence::Backward<T>& p, const Cell& cell, int64_t l, const GY* gy, const Y* y, const X* x, GX* gx,
@@ -156,15 +184,18 @@ void layer_backward(const sequence::Backward<T>& p, const Cell& cell, int64_t l,
                       LayerGradient<T, Y, GY>{gy ? gy + k * H : nullptr, y + k * H, h_prev,
                                               p.gates ? p.gates + at * d.rows * 4 * H : nullptr, dh + k * d.B * H, dxg, dhg,
                                               d.D * H});
+    const bool by_index = l == 0 && d.index;
+    const int64_t rows = by_index ? d.table : d.rows;
+    const W* at_x = by_index && (p.gweights || gx) ? summed_by_index(d, dxg, G * H) : dxg;
     if (p.gweights) {
       const sequence::WeightGradients<T>& w = p.gweights[at];
-      gemm<T>(G * H, I, d.rows, LeftStrided<W>{dxg, 1, G * H}, RightStrided<X>{x, I, 1}, w.ih, I, {});
+      gemm<T>(G * H, I, rows, LeftStrided<W>{at_x, 1, G * H}, RightStrided<X>{x, I, 1}, w.ih, I, {});
       gemm<T>(G * H, H, d.rows, LeftStrided<W>{dhg, 1, G * H}, RightStrided<W>{h_prev, H, 1}, w.hh, H, {});
-      if (w.b_ih) sum_rows(dxg, d.rows, G * H, w.b_ih);
+      if (w.b_ih) sum_rows(at_x, rows, G * H, w.b_ih);
       if (w.b_hh) sum_rows(dhg, d.rows, G * H, w.b_hh);
     }
     if (gx)
-      gemm<T>(d.rows, I, G * H, LeftStrided<W>{dxg, G * H, 1}, RightStrided<T>{p.weights[at].ih, I, 1}, gx, I,
+      gemm<T>(rows, I, G * H, LeftStrided<W>{at_x, G * H, 1}, RightStrided<T>{p.weights[at].ih, I, 1}, gx, I,
               {.accumulate = k == 1});
   }
 }

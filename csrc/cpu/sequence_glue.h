@@ -30,18 +30,17 @@ Maybe<Tensor> gradient_operand(const Maybe<Tensor>& grad, ScalarType type, const
 template <class Op, class Tensor>
 std::tuple<Tensor, Tensor, Tensor> sequence_forward(const Tensor& input, const Tensor& hx, const std::vector<Tensor>& weights,
                                                     const Maybe<Tensor>& dropout, const Maybe<Tensor>& batch_sizes,
-                                                    bool bidirectional, bool bias, bool relu, bool save, bool /*allow_tf32*/) {
+                                                    bool bidirectional, bool bias, bool relu, bool save, bool /*allow_tf32*/,
+                                                    const Maybe<Tensor>& index) {
   check_types("sequence", input, hx, dropout);
   const auto type = input.scalar_type(), c = kernel_type(type);
-  const Batch b = batch_of(input, hx, batch_sizes, bidirectional, bias);
+  const Batch b = batch_of(input, hx, batch_sizes, index, bidirectional, bias);
   const sequence::Dims& d = b.d;
   const std::vector<Tensor> w = weights_of(d, weights, Op::kGates, type, c);
   const Tensor x = operand(input, c), h = operand(hx, c);
   const Maybe<Tensor> mask = operand(dropout, c);
   require(!mask.has_value() || mask->numel() == hidden_count(d), "dropout: [layers - 1, rows, directions * hidden] needed");
-  Ints sizes = sizes_of(input);
-  sizes.back() = d.D * d.H;
-  const Tensor y = empty(input, sizes, c), hn = empty(input, sizes_of(hx), c);
+  const Tensor y = empty(input, output_sizes(d, input, index), c), hn = empty(input, sizes_of(hx), c);
   const bool gates = save && Op::kSavesGates;
   const Tensor reserve = empty(input, {hidden_count(d) + (gates ? gates_count(d) : 0)}, compute_type(type));
   with_kernel_type(c, [&]<class T>(T) {
@@ -57,10 +56,11 @@ template <class Op, class Tensor>
 std::tuple<Tensor, Tensor, std::vector<Tensor>> sequence_backward(
     const Maybe<Tensor>& grad_output, const Maybe<Tensor>& grad_hn, const Tensor& input, const Tensor& hx,
     const std::vector<Tensor>& weights, const Maybe<Tensor>& dropout, const Maybe<Tensor>& batch_sizes, const Tensor& output,
-    const Tensor& reserve, bool bidirectional, bool bias, bool relu, bool need_input, bool need_weights, bool /*allow_tf32*/) {
+    const Tensor& reserve, bool bidirectional, bool bias, bool relu, bool need_input, bool need_weights, bool /*allow_tf32*/,
+    const Maybe<Tensor>& index) {
   check_types("sequence", input, hx, dropout, output, grad_output, grad_hn);
   const auto type = input.scalar_type(), c = kernel_type(type);
-  const Batch b = batch_of(input, hx, batch_sizes, bidirectional, bias);
+  const Batch b = batch_of(input, hx, batch_sizes, index, bidirectional, bias);
   const sequence::Dims& d = b.d;
   const std::vector<Tensor> w = weights_of(d, weights, Op::kGates, type, c);
   check_saved(d, hx, output, grad_output, grad_hn, reserve, compute_type(type), Op::kSavesGates);
@@ -144,10 +144,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cell_backward(
                 "Tensor reserve, bool bias, bool relu, bool need_input, bool need_weights, bool allow_tf32=False) -> "  \
                 "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");                                                    \
     m.def(#name "_forward(Tensor input, Tensor hx, Tensor[] weights, Tensor? dropout, Tensor? batch_sizes, "            \
-                "bool bidirectional, bool bias, bool relu, bool save, bool allow_tf32=False) -> (Tensor, Tensor, Tensor)");\
+                "bool bidirectional, bool bias, bool relu, bool save, bool allow_tf32=False, Tensor? index=None) -> "           \
+                "(Tensor, Tensor, Tensor)");                                                                            \
     m.def(#name "_backward(Tensor? grad_output, Tensor? grad_hn, Tensor input, Tensor hx, Tensor[] weights, "           \
                 "Tensor? dropout, Tensor? batch_sizes, Tensor output, Tensor reserve, bool bidirectional, bool bias, "  \
-                "bool relu, bool need_input, bool need_weights, bool allow_tf32=False) -> (Tensor, Tensor, Tensor[])"); \
+                "bool relu, bool need_input, bool need_weights, bool allow_tf32=False, Tensor? index=None) -> "         \
+                "(Tensor, Tensor, Tensor[])");                                                                          \
   }                                                                                                                     \
   STABLE_TORCH_LIBRARY_IMPL(torchsmith, CPU, m) {                                                                       \
     m.impl(#name "_cell_forward", TORCH_BOX((&ts::cell_forward<Op, ts::Tensor>)));                                      \

@@ -35,15 +35,19 @@ inline std::vector<Tensor> dense_weights(const Tensor& input, const sequence::Di
   return w;
 }
 
+constexpr const char* kNoIndex = "index: the kernels for CUDA read each row of the input where it lies";
+
 template <class Op>
 std::tuple<Tensor, Tensor, Tensor> sequence_forward_cuda(
     const Tensor& input, const Tensor& hx, const std::vector<Tensor>& weights, const Maybe<Tensor>& dropout,
-    const Maybe<Tensor>& batch_sizes, bool bidirectional, bool bias, bool relu, bool save, bool allow_tf32) {
+    const Maybe<Tensor>& batch_sizes, bool bidirectional, bool bias, bool relu, bool save, bool allow_tf32,
+    const Maybe<Tensor>& index) {
   using Cell = typename Op::Cell;
+  require(!index.has_value(), kNoIndex);
   check_types("sequence", input, hx, dropout);
   check_devices("sequence", input, hx, dropout);
   const auto type = input.scalar_type();
-  const Batch b = batch_of(input, hx, batch_sizes, bidirectional, bias);
+  const Batch b = batch_of<Tensor>(input, hx, batch_sizes, std::nullopt, bidirectional, bias);
   const sequence::Dims& d = b.d;
   const OnDevice on(input);
   const std::vector<Tensor> w = dense_weights(input, d, weights, Cell::kGates);
@@ -72,12 +76,14 @@ template <class Op>
 std::tuple<Tensor, Tensor, std::vector<Tensor>> sequence_backward_cuda(
     const Maybe<Tensor>& grad_output, const Maybe<Tensor>& grad_hn, const Tensor& input, const Tensor& hx,
     const std::vector<Tensor>& weights, const Maybe<Tensor>& dropout, const Maybe<Tensor>& batch_sizes, const Tensor& output,
-    const Tensor& reserve, bool bidirectional, bool bias, bool relu, bool need_input, bool need_weights, bool allow_tf32) {
+    const Tensor& reserve, bool bidirectional, bool bias, bool relu, bool need_input, bool need_weights, bool allow_tf32,
+    const Maybe<Tensor>& index) {
   using Cell = typename Op::Cell;
+  require(!index.has_value(), kNoIndex);
   check_types("sequence", input, hx, dropout, output, grad_output, grad_hn);
   check_devices("sequence", input, hx, dropout, output, reserve, grad_output, grad_hn);
   const auto type = input.scalar_type();
-  const Batch b = batch_of(input, hx, batch_sizes, bidirectional, bias);
+  const Batch b = batch_of<Tensor>(input, hx, batch_sizes, std::nullopt, bidirectional, bias);
   const sequence::Dims& d = b.d;
   const OnDevice on(input);
   const std::vector<Tensor> w = dense_weights(input, d, weights, Cell::kGates);

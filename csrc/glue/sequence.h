@@ -8,14 +8,29 @@ namespace ts {
 
 struct Batch {  // the steps of a sequence, from batch_sizes or from a padded [T, B, I] input
   sequence::Dims d{};
-  Ints sizes, offsets;
+  Ints sizes, offsets, index;
 };
 
+// index: of each row, in the form of `input` less its last dimension; `input` is then the table [table, I].
 template <class Tensor>
-Batch batch_of(const Tensor& input, const Tensor& hx, const Maybe<Tensor>& batch_sizes, bool bidirectional, bool bias) {
+Batch batch_of(const Tensor& input, const Tensor& hx, const Maybe<Tensor>& batch_sizes, const Maybe<Tensor>& index,
+               bool bidirectional, bool bias) {
   require(hx.dim() == 3, "hx needs 3 dimensions (layers * directions, batch, hidden)");
-  require(input.dim() == (batch_sizes.has_value() ? 2 : 3), "input needs 3 dimensions, or 2 with batch_sizes");
+  const Tensor& steps = index.has_value() ? *index : input;
+  require(steps.dim() + index.has_value() == (batch_sizes.has_value() ? 2 : 3),
+          "input needs 3 dimensions, or 2 with batch_sizes; index one less");
   Batch b;
+  if (index.has_value()) {
+    require(input.dim() == 2, "input needs 2 dimensions (table, features) with index");
+    require(index->scalar_type() == ScalarType::Long && index->is_cpu(), "index: an int64 tensor on the CPU is needed");
+    const Tensor dense_index = dense(*index);
+    const int64_t* p = in<int64_t>(dense_index);
+    b.index.assign(p, p + dense_index.numel());
+    for (const int64_t row : b.index)
+      require(row >= 0 && row < input.size(0), "index out of range: " + std::to_string(row) + " of " + std::to_string(input.size(0)));
+    b.d.index = b.index.data();
+    b.d.table = input.size(0);
+  }
   b.d.D = bidirectional ? 2 : 1;
   require(hx.size(0) % b.d.D == 0, "hx: the first dimension is layers * directions");
   b.d.L = hx.size(0) / b.d.D;
@@ -29,11 +44,11 @@ Batch batch_of(const Tensor& input, const Tensor& hx, const Maybe<Tensor>& batch
     const Tensor dense_sizes = dense(*batch_sizes);
     const int64_t* p = in<int64_t>(dense_sizes);
     b.sizes.assign(p, p + dense_sizes.numel());
-    b.d.rows = input.size(0);
+    b.d.rows = steps.size(0);
   } else {
-    require(input.size(1) == b.d.B, "input and hx have different batch sizes");
-    if (b.d.B > 0) b.sizes.assign(input.size(0), b.d.B);
-    b.d.rows = input.size(0) * b.d.B;
+    require(steps.size(1) == b.d.B, "input and hx have different batch sizes");
+    if (b.d.B > 0) b.sizes.assign(steps.size(0), b.d.B);
+    b.d.rows = steps.size(0) * b.d.B;
   }
   b.d.T = static_cast<int64_t>(b.sizes.size());
   sequence::check_sizes(b.sizes.data(), b.d.T, b.d.B, b.d.rows);
@@ -82,6 +97,15 @@ std::vector<sequence::WeightGradients<T>> gradient_pointers(const sequence::Dims
 // In full width: hidden [L - 1, rows, D * H] then gates [L * D, rows, 4 * H]: what backward needs beside inputs and outputs.
 inline int64_t hidden_count(const sequence::Dims& d) { return (d.L - 1) * d.rows * d.D * d.H; }
 inline int64_t gates_count(const sequence::Dims& d) { return d.L * d.D * d.rows * 4 * d.H; }
+
+// The sizes of the output: as `input`, or `index`, with the features of all directions at the end.
+template <class Tensor>
+Ints output_sizes(const sequence::Dims& d, const Tensor& input, const Maybe<Tensor>& index) {
+  Ints sizes = sizes_of(index.has_value() ? *index : input);
+  if (!index.has_value()) sizes.pop_back();
+  sizes.push_back(d.D * d.H);
+  return sizes;
+}
 
 // One step: input [B, I], hx [B, H].
 template <class Tensor>

@@ -71,8 +71,9 @@ class Results {
   View empty(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, torch::headeronly::ScalarType type) {
     using torch::headeronly::ScalarType;
     constexpr int64_t kMostBytes = 1 << 24;
-    const auto code = type == ScalarType::Byte ? dlpack::kUInt : type == ScalarType::Int ? dlpack::kInt : dlpack::kFloat;
-    int64_t bytes = type == ScalarType::Byte ? 1 : type == ScalarType::Double ? 8 : 4;
+    const bool integer = type == ScalarType::Int || type == ScalarType::Long;
+    const auto code = type == ScalarType::Byte ? dlpack::kUInt : integer ? dlpack::kInt : dlpack::kFloat;
+    int64_t bytes = type == ScalarType::Byte ? 1 : type == ScalarType::Double || type == ScalarType::Long ? 8 : 4;
     const auto bits = static_cast<uint8_t>(8 * bytes);
     for (const int64_t n : sizes) bytes *= n;
     if (bytes > kMostBytes || sizes.size() > kMostDimensions || count_ == kMost) throw Unfit{};

@@ -72,7 +72,7 @@ class HelloEmbedding(nn.Module):
 
     def forward(self, indices: Tensor) -> Tensor:
         """Characters [N, T], integer, to logits of the next ones [N, T, characters]."""
-        return self.fc(self.rnn(self.emb(indices))[0])
+        return self.fc(self.rnn(indices, embedding=self.emb.weight)[0])
 
 
 class CharGRU(nn.Module):
@@ -92,7 +92,7 @@ class CharGRU(nn.Module):
 
     def forward(self, indices: Tensor) -> Tensor:
         """Characters [N, T], integer, to logits of the next ones [N, T, characters]."""
-        return self.fc(self.gru(self.embedding(indices))[0])
+        return self.fc(self.gru(indices, embedding=self.embedding.weight)[0])
 
     @torch.no_grad()
     def sample(
@@ -109,7 +109,7 @@ class CharGRU(nn.Module):
             raise ValueError(f"temperature: expected at least 0, got {temperature}")
         found, state, step = [], None, start.unsqueeze(0)
         for _ in range(length):
-            states, state = self.gru(self.embedding(step), state)
+            states, state = self.gru(step, state, self.embedding.weight)
             logits = self.fc(states[:, -1])
             if temperature == 0:
                 step = logits.argmax(-1, keepdim=True)

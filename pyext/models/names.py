@@ -1,6 +1,6 @@
 """The course's classifier of family names by country::
 
-characters [N, T] -> embedding [T, N, 100] -> packed -> 2-layer bidirectional GRU(100)
+characters [N, T] -> packed -> embedding [rows, 100] -> 2-layer bidirectional GRU(100)
                   -> the last layer's two final states, side by side [N, 200] -> linear [N, 18] logits
 """
 
@@ -62,10 +62,9 @@ class NameGRU(nn.Module):
         lengths = torch.as_tensor(lengths, device="cpu")  # where pack_padded_sequence wants them
         if not torch.compiler.is_compiling() and lengths.numel() and int(lengths.max()) > indices.shape[1]:
             raise ValueError(f"NameGRU: a length is {int(lengths.max())}, but indices have {indices.shape[1]} columns")
-        embedded = self.embedding(indices.t())
         directions = 2 if self.gru.bidirectional else 1
         # The default, in so many words: a tracer learns the batch from it.
-        hx = embedded.new_zeros(self.gru.num_layers * directions, indices.shape[0], self.gru.hidden_size)
-        _, states = self.gru(pack_padded_sequence(embedded, lengths), hx)
+        hx = self.embedding.weight.new_zeros(self.gru.num_layers * directions, indices.shape[0], self.gru.hidden_size)
+        _, states = self.gru(pack_padded_sequence(indices.t(), lengths), hx, self.embedding.weight)
         last = torch.cat((states[-1], states[-2]), 1) if self.gru.bidirectional else states[-1]  # the course's order
         return self.fc(last)

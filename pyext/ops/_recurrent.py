@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
@@ -22,6 +23,7 @@ from ..dispatch import (
     NATIVE_ON_CUDA,
     NATIVE_WITH_AMX,
     autocast,
+    chosen,
     native_wins,
     recurrent_tf32,
     unmeasured_on_cuda,
@@ -36,6 +38,9 @@ from ._checks import only_tensors, same_device
 SMALL_ON_CUDA, VERY_SMALL_ON_CUDA = 128, 32
 #: Hidden units from which bfloat16 sequences are native's on a processor with AMX, and a GRU's that is not packed.
 LARGE_WITH_AMX, LARGE_PADDED_WITH_AMX = 256, 64
+
+#: Rows up to which an embedding counts as the smaller one in a graph that leaves the number of steps open.
+SMALL_TABLE = 256
 
 #: Every row by its name.
 ROWS: dict[str, Recurrent] = {}
@@ -120,23 +125,29 @@ def sequence(
     batch_first: bool,
     dropout: float,
     training: bool,
+    embedding: Tensor | None = None,
 ):
-    """The whole stack over padded or packed input; returns ``(output, h_n)``."""
+    """The whole stack over padded or packed input, or of ``embedding`` the rows that it names; returns ``(output, h_n)``."""
     weights = list(weights)
     packed = input if isinstance(input, PackedSequence) else None
-    only_tensors(row.name, 1, input=input if packed is None else packed.data, hx=hx)
+    only_tensors(row.name, 1, input=input if packed is None else packed.data, hx=hx, embedding=embedding)
     for i, w in enumerate(weights):
         if not isinstance(w, Tensor):
             raise TypeError(f"{row.name}(): argument 'weights' must be Tensors, but element {i} is {type(w).__name__}")
     slower = ""
     if row.name in KNOWN:
         others = (*row.nonlinearity(relu), bidirectional, batch_first, dropout, training)
+        others = others if embedding is None else (*others, embedding)
         slower = native_wins(row.name, (input, hx, weights), others)
     data, batch_sizes = (packed.data, packed.batch_sizes) if packed is not None else (input, None)
     bias = len(weights) > 2 and weights[2].dim() == 1
     directions = 2 if bidirectional else 1
     layers = _check_weights(row, weights, 4 if bias else 2, directions)
-    unbatched = packed is None and data.dim() == 2
+    if embedding is not None:
+        _check_embedding(row.name, data, embedding)
+        data = data.long()
+    steps = 2 if embedding is None else 1  # dimensions of unbatched input
+    unbatched = packed is None and data.dim() == steps
     if unbatched:
         data = data.unsqueeze(1)
         hx = hx.unsqueeze(1) if hx is not None and hx.dim() == 2 else hx
@@ -144,41 +155,73 @@ def sequence(
         data = data.transpose(0, 1)
     if packed is not None and hx is not None and packed.sorted_indices is not None:
         hx = hx.index_select(1, packed.sorted_indices)
+    x, index = (data, None) if embedding is None else (embedding, data)
     hidden = weights[1].shape[1]
-    batch = _packed_batch(packed, hx) if packed is not None else data.shape[1] if data.dim() == 3 else 0
+    batch = _packed_batch(packed, hx) if packed is not None else data.shape[1] if data.dim() == steps + 1 else 0
     expected = (layers * directions, batch, hidden)
     if hx is None:
-        hx = data.new_zeros(expected)
-    data, hx, *weights = as_autocast(row, data, hx, *weights)
-    _check_sequence(row.name, data, hx, weights, packed is not None, expected)
+        hx = x.new_zeros(expected)
+    x, hx, *weights = as_autocast(row, x, hx, *weights)
+    shape = x.shape if index is None else (*index.shape, x.shape[1])
+    _check_sequence(row.name, x, shape, hx, weights, packed is not None, expected)
     flags = (bidirectional, bias, relu)
-    rows_shape = (*data.shape[:-1], directions * hidden)
+    rows_shape = (*shape[:-1], directions * hidden)
     around = transforms()
-    slower = slower or _rule_on_cuda(row.name, data, hidden, packed is not None or records(data, hx, *weights))
-    slower = slower or _rule_with_amx(row.name, data, hidden, packed is None)
-    computes = use_kernel(row.name, data, slower, rules=_RULES)
+    slower = slower or _rule_on_cuda(row.name, x, hidden, packed is not None or records(x, hx, *weights))
+    slower = slower or _rule_with_amx(row.name, x, hidden, packed is None)
+    computes = use_kernel(row.name, x, slower, rules=_RULES)
+    if index is not None and not (computes and _reads_table(row.name, x, index)):
+        x, index = F.embedding(index, x), None
     if not computes and around <= GRAD:
-        output, hn = _native(row, data, hx, weights, batch_sizes, flags, layers, dropout, training)
+        output, hn = _native(row, x, hx, weights, batch_sizes, flags, layers, dropout, training)
     else:
         masks = None
         if training and dropout and layers > 1:
             draw = func.masks_for_each if around - GRAD else _dropout_masks
-            masks = draw(data, layers, rows_shape, dropout)
+            masks = draw(x, layers, rows_shape, dropout)
         if around:
             compute = func.apply if computes else func.stack
-            output, hn = compute(row, flags, masks, batch_sizes, data, hx, weights)
-        elif records(data, hx, *weights):
-            output, hn = _Sequence.apply(row, flags, masks, batch_sizes, data, hx, *weights)
+            output, hn = compute(row, flags, masks, batch_sizes, x, hx, weights)
+        elif records(x, hx, *weights):
+            output, hn = _Sequence.apply(row, flags, masks, batch_sizes, index, x, hx, *weights)
         else:
-            output, hn, _ = row.inner_forward(
-                data, hx, weights, masks, batch_sizes, *flags, False, recurrent_tf32(data)
-            )
+            output, hn, _ = _forward(row, x, hx, weights, masks, batch_sizes, flags, False, index)
     if packed is not None:
         hn = hn if packed.unsorted_indices is None else hn.index_select(1, packed.unsorted_indices)
         return PackedSequence(output, batch_sizes, packed.sorted_indices, packed.unsorted_indices), hn
     if unbatched:
         return output.squeeze(1), hn.squeeze(1)
     return output.transpose(0, 1) if batch_first else output, hn
+
+
+def _forward(row, x, hx, weights, masks, batch_sizes, flags, save, index):
+    try:
+        return row.inner_forward(x, hx, weights, masks, batch_sizes, *flags, save, recurrent_tf32(x), index)
+    except RuntimeError as error:
+        if "index out of range" not in str(error):
+            raise
+        raise IndexError(f"{row.name}: input: expected rows of embedding, 0 to {len(x) - 1}: {error}") from None
+
+
+def _check_embedding(name: str, index: Tensor, embedding: Tensor) -> None:
+    if index.dtype not in (torch.int64, torch.int32):
+        raise RuntimeError(f"{name}: input: expected int64 or int32 with an embedding, got {index.dtype}")
+    if embedding.dim() != 2:
+        raise RuntimeError(f"{name}: embedding: expected 2 dimensions (rows, features), got {list(embedding.shape)}")
+    same_device(name, input=index, embedding=embedding)
+
+
+def _reads_table(name: str, embedding: Tensor, index: Tensor) -> bool:
+    """Whether the kernel takes rows by their index, and multiplies W_ih with the embedding, which is then the smaller one."""
+    if not embedding.is_cpu or transforms() or chosen(name) == "triton":
+        return False
+    rows, steps = embedding.shape[0], index.numel()
+    if not is_compiling():
+        return rows <= steps
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    # Without a guard: a graph that was traced with open sizes is for any.
+    return statically_known_true(rows <= steps) or (rows <= SMALL_TABLE and not statically_known_true(rows > steps))
 
 
 def _rule_on_cuda(name: str, data: Tensor, hidden: int, packed_or_recorded: bool) -> str:
@@ -234,19 +277,19 @@ def _check_weights(row: Recurrent, weights: list[Tensor], each: int, directions:
     return layers
 
 
-def _check_sequence(name, data, hx, weights, packed: bool, expected: tuple[int, ...]) -> None:
+def _check_sequence(name, x, shape, hx, weights, packed: bool, expected: tuple[int, ...]) -> None:
     dims = 2 if packed else 3
-    if data.dim() != dims:
-        raise RuntimeError(f"{name}: input must have {dims} dimensions, got {data.dim()} (size {list(data.shape)})")
-    if data.shape[-1] != weights[0].shape[1]:
+    if len(shape) != dims:
+        raise RuntimeError(f"{name}: input must have {dims} dimensions, got {len(shape)} (size {list(shape)})")
+    if shape[-1] != weights[0].shape[1]:
         raise RuntimeError(
-            f"{name}: input.size(-1) must be equal to input_size. Expected {weights[0].shape[1]}, got {data.shape[-1]}"
+            f"{name}: input.size(-1) must be equal to input_size. Expected {weights[0].shape[1]}, got {shape[-1]}"
         )
-    if not packed and data.shape[0] == 0:
+    if not packed and shape[0] == 0:
         raise RuntimeError(f"{name}: Expected sequence length to be larger than 0 in RNN")
     if tuple(hx.shape) != expected:
         raise RuntimeError(f"{name}: Expected hidden size {expected}, got {list(hx.shape)}")
-    check_types(name, data, hx, *weights)
+    check_types(name, x, hx, *weights)
 
 
 def _native(row, data, hx, weights, batch_sizes, flags, layers, dropout, training):
@@ -282,41 +325,42 @@ def _differentiable_native(data: Tensor) -> Iterator[None]:
 
 class _Sequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, row, flags, masks, batch_sizes, data, hx, *weights):
-        y, hn, reserve = row.inner_forward(data, hx, weights, masks, batch_sizes, *flags, True, recurrent_tf32(data))
+    def forward(ctx, row, flags, masks, batch_sizes, index, x, hx, *weights):
+        y, hn, reserve = _forward(row, x, hx, weights, masks, batch_sizes, flags, True, index)
         ctx.row, ctx.flags = row, flags
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(masks, batch_sizes, y, reserve, data, hx, *weights)
+        ctx.save_for_backward(masks, batch_sizes, index, y, reserve, x, hx, *weights)
         return y, hn
 
     @staticmethod
     def backward(ctx, gy, ghn):
-        masks, batch_sizes, y, reserve, *inputs = ctx.saved_tensors
-        need = ctx.needs_input_grad[4:]
+        masks, batch_sizes, index, y, reserve, *inputs = ctx.saved_tensors
+        need = ctx.needs_input_grad[5:]
         if gy is None and ghn is None:
-            return (None,) * (4 + len(need))
+            return (None,) * (5 + len(need))
 
         def by_reference():
-            compute = func.stack if transforms() else _masked_reference
-            return *(None,) * 4, *differentiable_gradients(
-                lambda data, hx, *w: compute(ctx.row, ctx.flags, masks, batch_sizes, data, hx, w),
-                inputs, (gy, ghn), need,
-            )  # fmt: skip
+            def reference(x, hx, *w):
+                compute = func.stack if transforms() else _masked_reference
+                data = x if index is None else F.embedding(index, x)
+                return compute(ctx.row, ctx.flags, masks, batch_sizes, data, hx, w)
+
+            return *(None,) * 5, *differentiable_gradients(reference, inputs, (gy, ghn), need)
 
         if wants_graph():
             return by_reference()
-        data, hx, *weights = inputs
-        needed = (need[0], any(need[2:]), recurrent_tf32(data))
+        x, hx, *weights = inputs
+        needed = (need[0], any(need[2:]), recurrent_tf32(x), index)
         try:
             gx, ghx, gw = ctx.row.inner_backward(
-                gy, ghn, data, hx, weights, masks, batch_sizes, y, reserve, *ctx.flags, *needed
+                gy, ghn, x, hx, weights, masks, batch_sizes, y, reserve, *ctx.flags, *needed
             )
         except RuntimeError as error:  # is_grads_batched, whose batches nothing but their failure shows
             if "Batching rule not implemented" not in str(error):
                 raise
             return by_reference()
         grads = (gx, ghx, *(gw or [None] * len(weights)))
-        return *(None,) * 4, *(g if n else None for g, n in zip(grads, need, strict=True))
+        return *(None,) * 5, *(g if n else None for g, n in zip(grads, need, strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------------- fakes
@@ -343,14 +387,15 @@ def _register_fakes(row: Recurrent) -> None:
         )
 
     @fake(f"{row.name}_forward")
-    def _(input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save, allow_tf32=False):
+    def _(input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save, allow_tf32=False, index=None):
         directions, hidden = (2 if bidirectional else 1), hx.shape[2]
-        rows = prod(input.shape[:-1])  # not Size.numel(), which would fix a size that is to stay open
+        lead = input.shape[:-1] if index is None else index.shape
+        rows = prod(lead)  # not Size.numel(), which would fix a size that is to stay open
         count = (hx.shape[0] // directions - 1) * rows * directions * hidden
         if row.saves_gates:
             count = count + hx.shape[0] * rows * 4 * hidden
         return (
-            input.new_empty((*input.shape[:-1], directions * hidden)),
+            input.new_empty((*lead, directions * hidden)),
             hx.new_empty(hx.shape),
             hx.new_empty((count if save else 0,), dtype=compute(hx)),
         )
@@ -372,6 +417,7 @@ def _register_fakes(row: Recurrent) -> None:
         need_input,
         need_weights,
         allow_tf32=False,
+        index=None,
     ):
         return (
             like(need_input, input),

@@ -93,6 +93,23 @@ def sequence_samples(row: Recurrent, dtype, device, seed: int | None = None, **k
     yield sample("stride 0", make(1, 1, 5).expand(4, 3, 5), 5, 6)
     w = weights_for(make, g, 4, 5)
     yield Sample("unbatched", (make(6, 4), make(1, 5), w), keywords)
+
+    # Rows of an embedding by their index; each table has one that no step reads.
+    def table(rows, width=4):
+        return {"embedding": make(rows + 1, width)}
+
+    def indices(rows, *shape):
+        return (torch.arange(torch.Size(shape).numel(), device=device) * 5 % rows).view(shape)
+
+    yield sample("embedding", indices(7, 4, 3), 4, 6, **table(7))
+    yield sample("embedding, wide", indices(3, 2, 17), 20, 35, **table(3, 20))
+    yield sample("embedding, two layers, both directions", indices(5, 3, 2), 4, 6, 2, 2, bias=False, **table(5))
+    yield sample("embedding, batch first, int32", indices(5, 3, 4).int(), 4, 6, 1, 2, batch_first=True, **table(5))
+    yield sample("embedding larger than input", indices(6, 2, 3), 4, 5, **table(9))
+    yield sample("embedding, packed", packed(indices(4, 6, 4), [6, 5, 2, 2]), 4, 5, 2, 2, **table(4))
+    yield sample("embedding, packed, unsorted", packed(indices(4, 5, 3), [2, 5, 3], sort=False), 4, 6, **table(4))
+    yield sample("embedding, stride 0", indices(2, 1, 1).expand(4, 3), 4, 5, embedding=make(1, 4).expand(3, 4))
+    yield Sample("embedding, unbatched", (indices(4, 6), make(1, 5), w), {**keywords, **table(4)})
     special = make(4, 3, 4)
     special[1, 0, 0], special[2, 1, 1] = float("nan"), float("inf")
     yield Sample("nan and inf", (special, make(1, 3, 5), w), keywords, differentiable=False)
@@ -124,12 +141,18 @@ def cell_errors(row: Recurrent) -> tuple[ErrorCase, ...]:
 
 
 def sequence_errors(row: Recurrent) -> tuple[ErrorCase, ...]:
-    def case(name, pattern, x=(4, 2, 3), h=(1, 2, 5), dtype=torch.float32, drop=0):
+    def case(
+        name, pattern, x=(4, 2, 3), h=(1, 2, 5), dtype=torch.float32, drop=0, table=None, error=RuntimeError, at=0
+    ):
         def make():
             weights = weights_for(_zeros, row.gates, 3, 5)
-            return Sample("", (_zeros(*x, dtype=dtype), _zeros(*h), weights[: len(weights) - drop]))
+            keywords = {} if table is None else {"embedding": _zeros(*table)}
+            return Sample("", (_zeros(*x, dtype=dtype) + at, _zeros(*h), weights[: len(weights) - drop]), keywords)
 
-        return ErrorCase(name, make, RuntimeError, pattern)
+        return ErrorCase(name, make, error, pattern)
+
+    def rows(name, pattern, x=(4, 2), table=(7, 3), dtype=torch.int64, **more):
+        return case(name, pattern, x, dtype=dtype, table=table, **more)
 
     return (
         case("features", r"input.size\(-1\) must be equal to input_size. Expected 3, got 4", x=(4, 2, 4)),
@@ -139,6 +162,21 @@ def sequence_errors(row: Recurrent) -> tuple[ErrorCase, ...]:
         case("dimensions", "input must have 3 dimensions, got 4", x=(1, 4, 2, 3)),
         case("dtype", "must have the same dtype", dtype=torch.float64),
         case("a weight missing", "weights: expected 4 tensors", drop=1),
+        rows("embedding: features", r"input.size\(-1\) must be equal to input_size. Expected 3, got 4", table=(7, 4)),
+        rows(
+            "embedding: dimensions",
+            r"embedding: expected 2 dimensions \(rows, features\), got \[7, 3, 1\]",
+            table=(7, 3, 1),
+        ),
+        rows(
+            "embedding: input's dtype",
+            "input: expected int64 or int32 with an embedding, got torch.float32",
+            dtype=torch.float32,
+        ),
+        rows("embedding: input's dimensions", "input must have 3 dimensions, got 4", x=(1, 4, 2)),
+        rows("embedding: a row too far", "out of range", at=7, error=IndexError),
+        rows("embedding: a row before the first", "out of range", at=-1, error=IndexError),
+        rows("a large embedding: a row too far", "out of range", table=(9, 3), at=9, error=IndexError),
     )
 
 
@@ -178,7 +216,8 @@ def cell_flops(row: Recurrent):
 def sequence_flops(row: Recurrent):
     def flops(sample: Sample) -> int:
         x = sample.args[0]
-        rows = x.data.shape[0] if isinstance(x, PackedSequence) else x.shape[:-1].numel()
+        data = x.data if isinstance(x, PackedSequence) else x
+        rows = data.numel() if "embedding" in sample.kwargs else data.shape[:-1].numel()
         return 2 * rows * sum(w.numel() for w in sample.args[2] if w.dim() == 2)
 
     return flops

@@ -49,6 +49,7 @@ def gru(
     batch_first: bool = False,
     dropout: float = 0.0,
     training: bool = False,
+    embedding: Tensor | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """A stack of GRU layers over whole sequences, as :class:`torch.nn.GRU`; one node of the autograd graph.
 
@@ -57,14 +58,18 @@ def gru(
         hx: ``(layers * directions, B, H)`` or None for zeros.
         weights: for each layer and direction w_ih, w_hh and, or without, b_ih, b_hh: the order of ``GRU._flat_weights``.
         dropout: probability between layers while ``training``.
+        embedding: ``(rows, I)``; ``input`` then has integers, each a row of it, in its form without the last dimension. As
+            :func:`torch.nn.functional.embedding` before, but where ``embedding`` is the smaller one, W_ih is multiplied
+            with it and not with every step's input.
 
     Returns:
         The last layer's states ``(T, B, directions * H)``, in the form of ``input``, and the last states, shaped as hx.
 
     Raises:
+        IndexError: ``input`` names a row that ``embedding`` does not have.
         RuntimeError: shapes do not fit, or dtypes or devices differ.
     """
-    return sequence(_ROW, input, hx, weights, False, bidirectional, batch_first, dropout, training)
+    return sequence(_ROW, input, hx, weights, False, bidirectional, batch_first, dropout, training, embedding)
 
 
 def _reference(function, *args, **keywords):

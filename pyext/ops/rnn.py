@@ -61,6 +61,7 @@ def rnn(
     batch_first: bool = False,
     dropout: float = 0.0,
     training: bool = False,
+    embedding: Tensor | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """A stack of Elman layers over whole sequences, as :class:`torch.nn.RNN`; one node of the autograd graph.
 
@@ -69,15 +70,28 @@ def rnn(
         hx: ``(layers * directions, B, H)`` or None for zeros.
         weights: for each layer and direction w_ih, w_hh and, or without, b_ih, b_hh: the order of ``RNN._flat_weights``.
         dropout: probability between layers while ``training``.
+        embedding: ``(rows, I)``; ``input`` then has integers, each a row of it, in its form without the last dimension. As
+            :func:`torch.nn.functional.embedding` before, but where ``embedding`` is the smaller one, W_ih is multiplied
+            with it and not with every step's input.
 
     Returns:
         The last layer's states ``(T, B, directions * H)``, in the form of ``input``, and the last states, shaped as hx.
 
     Raises:
+        IndexError: ``input`` names a row that ``embedding`` does not have.
         RuntimeError: shapes do not fit, dtypes or devices differ, or the nonlinearity is unknown.
     """
     return sequence(
-        _ROW, input, hx, weights, _is_relu("rnn", nonlinearity), bidirectional, batch_first, dropout, training
+        _ROW,
+        input,
+        hx,
+        weights,
+        _is_relu("rnn", nonlinearity),
+        bidirectional,
+        batch_first,
+        dropout,
+        training,
+        embedding,
     )
 
 

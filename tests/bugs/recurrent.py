@@ -33,6 +33,20 @@ BUGS = (
         VALUES + "gru",
     ),
     Bug(
+        "every step reads the rows of the first one's indices",
+        "csrc/cpu/sequence.h",
+        "InputPart{first, index + row, width}",
+        "InputPart{first, index, width}",
+        VALUES + "gru",
+    ),
+    Bug(
+        "the gradient of a step's row at its number, not its index",
+        "csrc/cpu/sequence.h",
+        "add_as(sums + d.index[r] * width",
+        "add_as(sums + r % d.table * width",
+        VALUES + "rnn",
+    ),
+    Bug(
         "a gradient copied to where the first direction writes",
         "csrc/cpu/sequence_glue.h",
         "const Maybe<Tensor> gy = d.L > 1 || d.D == 1 ?",
