@@ -1,4 +1,5 @@
-"""Layers in a row that run as one op: a convolution with the ReLU, or ReLU and pool, behind it; a linear layer with its ReLU.
+"""Layers in a row that run as one op: a convolution with the ReLU, or ReLU and pool, behind it; a linear layer with its ReLU;
+an embedding with the recurrent layer that reads it.
 
 The caller of the layers fuses them (:class:`torchsmith.nn.Sequential`, a forward rewritten by :mod:`torchsmith.rewrite`), in
 each call anew: the layers themselves stay what they are, so that one that is replaced, used elsewhere or given hooks later
@@ -17,7 +18,7 @@ from torch.nn.modules import module as _module
 from . import nn as ours
 from . import ops
 
-__all__ = ["Row", "alone", "row", "run"]
+__all__ = ["Row", "alone", "is_table", "row", "run", "run_table"]
 
 
 class Row(NamedTuple):
@@ -96,6 +97,19 @@ def run(input: Tensor, layer: nn.Module, relu: nn.Module | None, pool: Any = Non
         y = _pooled(y, pool)
     y = F.relu(y) if relu is None else relu(y)
     return y if pool is None or pool_first else _pooled(y, pool)
+
+
+def is_table(embedding: nn.Module) -> bool:
+    """Whether an embedding looks rows of its weight up, and nothing more, forward and backward."""
+    plain = type(embedding) is nn.Embedding and embedding.padding_idx is None and embedding.max_norm is None
+    return plain and not embedding.scale_grad_by_freq and not embedding.sparse
+
+
+def run_table(indices: Tensor, embedding: nn.Module, layer: nn.Module, hx: Tensor | None = None) -> Any:
+    """``layer(embedding(indices), hx)`` of an RNN or GRU: as one op where that can be."""
+    if type(layer) in (ours.RNN, ours.GRU) and is_table(embedding) and alone(embedding) and alone(layer):
+        return _as_one((embedding, layer), layer, indices, hx, embedding.weight)
+    return layer(embedding(indices), hx)
 
 
 def _as_one(layers: tuple[Any, ...], function: Callable[..., Tensor], *args: Any, **keywords: Any) -> Tensor:

@@ -46,7 +46,8 @@ def convert(model: nn.Module, inplace: bool = False) -> nn.Module:
 
     Conv2d, MaxPool2d, AvgPool2d with stride 1, Linear, RNNCell, GRUCell, RNN and GRU of torch.nn become torchsmith's;
     Conv2d -> ReLU (-> MaxPool2d, or with the two the other way round) and Linear -> ReLU run as one op, in a Sequential and in
-    a forward that ``torch.fx`` can trace and that is straight-line code. Everything else is left alone: subclasses, scripted,
+    a forward that ``torch.fx`` can trace and that is straight-line code; so does there an Embedding with the RNN or GRU that reads
+    it. Everything else is left alone: subclasses, scripted,
     quantized and lazily initialised layers, dtypes and devices without kernels. :func:`torchsmith.explain` says for each layer
     what was done and why. Calls that native computes faster on this machine are found, and left to it, by :func:`torchsmith.tune`.
 

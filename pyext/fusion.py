@@ -41,7 +41,7 @@ def fuse(graph: fx.Graph, module: nn.Module, kind: Kind) -> tuple[Found, ...]:
     """Changes the graph of ``module``'s forward; returns what was found. ``kind`` says what a layer will be."""
     found = []
     for node in list(graph.nodes):
-        made = _row(graph, module, node, kind)
+        made = _row(graph, module, node, kind) or _table(graph, module, node, kind)
         if made is not None:
             found.append(made)
     for node in graph.nodes:
@@ -78,6 +78,23 @@ def _row(graph: fx.Graph, module: nn.Module, first: fx.Node, kind: Kind) -> Foun
     for node in (*reversed(nodes), first):
         graph.erase_node(node)
     return Found(names, layers)
+
+
+def _table(graph: fx.Graph, module: nn.Module, first: fx.Node, kind: Kind) -> Found | None:
+    """Makes one call of an embedding and the recurrent layer that alone takes it."""
+    layer, user = _layer(module, first), _only_user(first)
+    if layer is None or user is None or not chains.is_table(layer) or _only_argument(first) is None:
+        return None
+    second = _layer(module, user)
+    if second is None or kind(second) not in (ours.RNN, ours.GRU) or len(user.args) not in (1, 2) or user.kwargs:
+        return None
+    with graph.inserting_before(user):
+        arguments = (_only_argument(first), graph.get_attr(first.target), graph.get_attr(user.target), *user.args[1:])
+        user.replace_all_uses_with(graph.call_function(chains.run_table, arguments))
+    names = (str(first.target), str(user.target))
+    graph.erase_node(user)
+    graph.erase_node(first)
+    return Found(names, names)
 
 
 def _followers(module: nn.Module, first: fx.Node, kind: Kind, with_pool: bool) -> tuple[list[fx.Node], bool]:

@@ -48,7 +48,8 @@ def extra_samples(spec, dtype):
 
 @functools.cache
 def own_samples(spec, dtype):
-    return samples_of(spec, dtype)
+    # On CUDA an embedding is looked up by ATen, and the kernels see rows like any others.
+    return [sample for sample in samples_of(spec, dtype) if "embedding" not in sample.kwargs]
 
 
 def every_sample(spec, dtype):

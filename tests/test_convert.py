@@ -1,6 +1,7 @@
 """torchsmith.convert: what is swapped and fused, and what explain says of it."""
 
 import copy
+import unittest.mock
 
 import pytest
 import torch
@@ -227,3 +228,52 @@ def test_explain_with_inputs_names_the_layers_of_a_row():
     assert told[1:] == [("1", "", "in one pass with 0"), ("2", "", "in one pass with 0")]
     assert not chains.onlookers and chains.told is None
     assert torchsmith.explain().op == "linear"
+
+
+# ------------------------------------------------------------------------------------- an embedding and who reads it
+
+
+class Words(nn.Module):
+    def __init__(self, cell="GRU", **keywords):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4, **keywords)
+        self.recurrent = getattr(nn, cell)(4, 6, 2, batch_first=True)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, words, state=None):
+        states, last = self.recurrent(self.embedding(words), state)
+        return self.fc(states) + last[-1].sum()
+
+
+WORDS = torch.arange(12).view(3, 4) * 3 % 5
+
+
+@pytest.mark.parametrize("cell", ["RNN", "GRU"])
+@pytest.mark.parametrize("state", [None, torch.ones(2, 3, 6)])
+def test_a_recurrent_layer_reads_an_embedding_by_its_rows(cell, state):
+    model = Words(cell)
+    converted = convert(model)
+    told = verdicts(converted)
+    assert [told[name] for name in ("", "embedding", "recurrent", "fc")] == ["fused", "fused", "fused", "swapped"]
+    arms, double = [], None if state is None else state.double()
+    with unittest.mock.patch.object(torch.nn.functional, "embedding", wraps=F.embedding) as looked_up:
+        converted(WORDS, state)
+    assert not looked_up.called
+    for m, given in ((converted, state), (model, state), (copy.deepcopy(model).double(), double)):
+        m.zero_grad()
+        output = m(WORDS, given)
+        output.square().sum().backward()
+        arms.append([output.detach(), *(p.grad.clone() for p in m.parameters())])
+    for i, values in enumerate(zip(*arms, strict=True)):
+        compare(*values, str(i))
+
+
+def test_an_embedding_that_does_more_is_called():
+    for keywords in ({"padding_idx": 1}, {"max_norm": 1.0}, {"scale_grad_by_freq": True}, {"sparse": True}):
+        assert verdicts(convert(Words(**keywords)))["embedding"] == "kept", keywords
+    hooked = Words()
+    converted, calls = convert(hooked), []
+    expected = converted(WORDS)
+    converted.embedding.register_forward_hook(lambda module, args, output: calls.append(output.shape))
+    torch.testing.assert_close(converted(WORDS), expected)
+    assert calls == [(3, 4, 4)]

@@ -205,7 +205,7 @@ def _forward(row, x, hx, weights, masks, batch_sizes, flags, save, index):
 
 def _check_embedding(name: str, index: Tensor, embedding: Tensor) -> None:
     if index.dtype not in (torch.int64, torch.int32):
-        raise RuntimeError(f"{name}: input: expected int64 or int32 with an embedding, got {index.dtype}")
+        raise RuntimeError(f"{name}: input: expected one of the dtypes Long, Int with an embedding, got {index.dtype}")
     if embedding.dim() != 2:
         raise RuntimeError(f"{name}: embedding: expected 2 dimensions (rows, features), got {list(embedding.shape)}")
     same_device(name, input=index, embedding=embedding)

@@ -170,7 +170,7 @@ def sequence_errors(row: Recurrent) -> tuple[ErrorCase, ...]:
         ),
         rows(
             "embedding: input's dtype",
-            "input: expected int64 or int32 with an embedding, got torch.float32",
+            "input: expected one of the dtypes Long, Int with an embedding, got torch.float32",
             dtype=torch.float32,
         ),
         rows("embedding: input's dimensions", "input must have 3 dimensions, got 4", x=(1, 4, 2)),
