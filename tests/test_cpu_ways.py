@@ -57,7 +57,10 @@ CONVOLUTIONS = {
     "weight gradient, pairs behind a whole panel": conv((3, 7, 6, 6), (52, 7, 3, 3)),
 }
 LINEARS = {
-    "few columns of both gradients": linear(7, 70, 10),
+    "six rows of x": linear(6, 1100, 9),
+    "seven rows of x": linear(7, 70, 10),
+    "eight rows of x, columns for two threads": linear(8, 200, 501),
+    "few columns of both gradients": linear(9, 70, 10),
     "rows in several shares, of two threads too": linear(500, 33, 65),
     "rows in one share, two blocks": linear(130, 300, 66),
     "panels of W in groups, two blocks": linear(20, 301, 300),

@@ -25,6 +25,13 @@ BUGS = (
         VALUES + "linear",
     ),
     Bug(
+        "sums of the columns before in the data gradient of few rows",
+        "csrc/cpu/linear.cpp",
+        "      std::memset(sums, 0, sizeof(W) * M * kNear);",
+        "      if (k == 0) std::memset(sums, 0, sizeof(W) * M * kNear);",
+        VALUES + "linear",
+    ),
+    Bug(
         "the last K block overwrites",
         "csrc/cpu/gemm.h",
         "e.accumulate || !block.first",
