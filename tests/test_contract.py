@@ -33,7 +33,7 @@ def isa(request):
         yield request.param
 
 
-def check_against_reference(spec, sample, runs=1):
+def check_against_reference(spec, sample, runs=None):
     assert not list(Expected(spec, sample, runs).wrong())
 
 

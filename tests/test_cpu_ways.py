@@ -81,6 +81,35 @@ def batch_first(op, features, hidden, layers, directions):
     return make
 
 
+def cell(gates, rows, features, hidden):
+    def make(dtype):
+        def new(*shape):
+            return torch.randn(shape, dtype=dtype)
+
+        return Sample("", (new(rows, features), new(rows, hidden), *weights_for(new, gates, features, hidden)))
+
+    return make
+
+
+def embedding(gates, steps, batch, table, hidden):
+    def make(dtype):
+        def new(*shape):
+            return torch.randn(shape, dtype=dtype)
+
+        keywords = {"embedding": new(table, 5), "bidirectional": True}
+        weights = weights_for(new, gates, 5, hidden, 1, 2)
+        return Sample("", (torch.randint(table, (steps, batch)), new(2, batch, hidden), weights), keywords)
+
+    return make
+
+
+RECURRENT = {
+    "rnn_cell, seven rows": ("rnn_cell", cell(1, 7, 130, 140)),
+    "gru_cell, four rows for two threads": ("gru_cell", cell(3, 4, 260, 250)),
+    "gru_cell, eight rows of few columns": ("gru_cell", cell(3, 8, 40, 50)),
+    "rnn, sums of an embedding by two threads": ("rnn", embedding(1, 40, 64, 9, 210)),
+    "gru, sums of an embedding by two threads": ("gru", embedding(3, 40, 64, 70, 70)),
+}
 SEQUENCES = {
     f"{op}-L{layers}-D{directions}": (op, batch_first(op, 6, 6 // directions, layers, directions))
     for op in ("rnn", "gru")
@@ -89,7 +118,7 @@ SEQUENCES = {
 }
 WAYS = [pytest.param("conv2d", make, id=f"conv2d-{name}") for name, make in CONVOLUTIONS.items()]
 WAYS += [pytest.param("linear", make, id=f"linear-{name}") for name, make in LINEARS.items()]
-WAYS += [pytest.param(op, make, id=name) for name, (op, make) in SEQUENCES.items()]
+WAYS += [pytest.param(op, make, id=name) for name, (op, make) in (RECURRENT | SEQUENCES).items()]
 
 
 # In pairs (bfloat16) a product's panels are packed in a way of their own.
@@ -105,7 +134,7 @@ VALUES += [
 def test_values_and_gradients(op, make, dtype, isa):  # noqa: F811
     torch.manual_seed(0)
     # A few sums of hundreds of steps, of which native's error may be 1e-6 or ten times that.
-    check_against_reference(SPECS[op], make(dtype), runs=6 if SPECS[op].row in ("rnn", "gru") else 1)
+    check_against_reference(SPECS[op], make(dtype), runs=6 if SPECS[op].row in ("rnn", "gru") else None)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 // linear, linear+ReLU on the CPU: three GEMMs with fused epilogues; a few rows straight from W. Formulas and shapes: contract/linear.h.
 #include "../contract/linear.h"
 
+#include "few_rows.h"
 #include "gemm.h"
 #include "sum_rows.h"
 
@@ -10,138 +11,6 @@ TS_DECLARE(linear_backward, linear::Backward)
 }  // namespace ts
 
 namespace ts::TS_ISA {
-
-// A few rows of x: straight from W, since packing W for a GEMM would read and write it once more than the product itself
-// reads it. W passes line after line, some rows at a time; those behind them are asked for meanwhile, since no hardware knows
-// that they follow. More than four at a time are read more slowly; sums or factors are at most 16, or 8 of 16 registers.
-constexpr int64_t kFewRowsOfX = kVectorBytes == 64 ? 8 : 4;
-template <int M>
-constexpr int kRowsOfW = M <= (kVectorBytes == 64 ? 4 : 2) ? 4 : 2;
-
-// The sum of each vector's lanes. One by one they take more instructions than two rows' products of 784.
-template <class T, int S>
-TS_INLINE void sum_each(const Vec<T> (&v)[S], T (&sums)[S]) {
-  constexpr int L = kLanes<T>;
-  for (int first = 0; first < S; first += L) {
-    Vec<T> block[L];
-    for (int i = 0; i < L; ++i) block[i] = first + i < S ? v[first + i] : Vec<T>{};
-    transpose<T>(block);
-    for (int width = L / 2; width > 0; width /= 2)
-      for (int i = 0; i < width; ++i) block[i] += block[i + width];
-    store_some<T>(sums + first, block[0], min_of(L, S - first));
-  }
-}
-
-// Forward: dot products along K, R rows of W at a time.
-template <class T, int M, int R>
-TS_INLINE void dot_rows(const linear::Forward<T>& p, int64_t n) {
-  using W = Wide<T>;
-  constexpr int L = kPair<T> * kLanes<W>;
-  const int64_t K = p.d.K, N = p.d.N;
-  Vec<W> sum[M * R] = {};
-  const auto step = [&](int64_t k, int elements) __attribute__((always_inline)) {
-    Vec<Lane<T>> x[M];
-    for (int m = 0; m < M; ++m) x[m] = load_lanes(p.x + m * K + k, elements);
-    for (int r = 0; r < R; ++r) {
-      const Vec<Lane<T>> w = load_lanes(p.w + (n + r) * K + k, elements);
-      __builtin_prefetch(p.w + (n + r + R) * K + k);
-      for (int m = 0; m < M; ++m) sum[m * R + r] = multiply_add(sum[m * R + r], x[m], w);
-    }
-  };
-  int64_t k = 0;
-  for (; k + L <= K; k += L) step(k, L);
-  if (k < K) step(k, static_cast<int>(K - k));
-  W sums[M * R];
-  sum_each<W>(sum, sums);
-  for (int m = 0; m < M; ++m)
-    for (int r = 0; r < R; ++r) {
-      const W y = sums[m * R + r] + (p.bias ? widened(p.bias + n + r) : W(0));
-      put(p.y + m * N + n + r, p.d.relu && y < W(0) ? W(0) : y);
-    }
-}
-
-template <class T, int M = kFewRowsOfX>
-void few_rows(const linear::Forward<T>& p) {
-  if constexpr (M > 1)
-    if (p.d.M < M) return few_rows<T, M - 1>(p);
-  constexpr int R = kRowsOfW<M>;
-  parallel(ceil_div(p.d.N, R), kParallelWork / (R * M * p.d.K + 1) + 1, [&](int64_t begin, int64_t end) {
-    int64_t n = begin * R;
-    const int64_t stop = min_of(p.d.N, end * R);
-    for (; n + R <= stop; n += R) dot_rows<T, M, R>(p, n);
-    for (; n < stop; ++n) dot_rows<T, M, 1>(p, n);
-  });
-}
-
-// dx[m][k] = sum over n of g[m][n] w[n][k]. Adds to sums[m][k - begin] those of R rows of W from n on, columns [begin, end).
-template <class T, int M, int R>
-TS_INLINE void few_rows_dx_add(const linear::Backward<T>& p, const T* g, Wide<T>* sums, int64_t pitch, int64_t n, int64_t begin,
-                               int64_t end) {
-  using W = Wide<T>;
-  const int64_t K = p.d.K, N = p.d.N;
-  Vec<W> factor[M][R];
-  for (int m = 0; m < M; ++m)
-    for (int r = 0; r < R; ++r) factor[m][r] = splat<W>(widened(g + m * N + n + r));
-  const T* const w = p.w + n * K + begin;
-  for_vectors<W>(end - begin, [&](int64_t k, int lanes) {
-    Vec<W> row[R];
-    for (int r = 0; r < R; ++r) {
-      row[r] = load_wide(w + r * K + k, lanes);
-      __builtin_prefetch(w + (r + R) * K + k);
-    }
-    for (int m = 0; m < M; ++m) {
-      Vec<W> sum = load<W>(sums + m * pitch + k);
-      for (int r = 0; r < R; ++r) sum += factor[m][r] * row[r];
-      store<W>(sums + m * pitch + k, sum);
-    }
-  });
-}
-
-template <class T, int M = kFewRowsOfX>
-void few_rows_dx(const linear::Backward<T>& p, const T* g) {
-  if constexpr (M > 1)
-    if (p.d.M < M) return few_rows_dx<T, M - 1>(p, g);
-  using W = Wide<T>;
-  constexpr int R = kRowsOfW<M>;
-  constexpr int64_t kShare = 4 * kLanes<W>, kNear = 4096 / M / kShare * kShare;  // columns whose sums stay in the L1 cache
-  const int64_t K = p.d.K, N = p.d.N;
-  parallel(ceil_div(K, kShare), kParallelWork / (kShare * M * N + 1) + 1, [&](int64_t begin, int64_t end) {
-    // A thread's own: in dx the next line is another thread's, and cores that fetch lines in pairs would take it from each other.
-    W* const sums = scratch<W>(Slot::wide, M * kNear);
-    const int64_t last = min_of(p.d.K, end * kShare);
-    for (int64_t k = begin * kShare; k < last; k += kNear) {
-      const int64_t stop = min_of(last, k + kNear), rows = p.d.N;
-      std::memset(sums, 0, sizeof(W) * M * kNear);
-      int64_t n = 0;
-      for (; n + R <= rows; n += R) few_rows_dx_add<T, M, R>(p, g, sums, kNear, n, k, stop);
-      for (; n < rows; ++n) few_rows_dx_add<T, M, 1>(p, g, sums, kNear, n, k, stop);
-      for (int m = 0; m < M; ++m) copy_as(p.dx + m * p.d.K + k, sums + m * kNear, stop - k);
-    }
-  });
-}
-
-// dw[n][k] = sum over m of g[m][n] x[m][k], written once.
-template <class T, int M = kFewRowsOfX>
-void few_rows_dw(const linear::Backward<T>& p, const T* g) {
-  if constexpr (M > 1)
-    if (p.d.M < M) return few_rows_dw<T, M - 1>(p, g);
-  using W = Wide<T>;
-  const int64_t K = p.d.K, N = p.d.N;
-  parallel(N, kParallelWork / (M * K + 1) + 1, [&](int64_t begin, int64_t end) {
-    const T* const x = p.x;  // not read again after each store, which might be to p
-    const int64_t width = K;
-    for (int64_t n = begin; n < end; ++n) {
-      Vec<W> gn[M];
-      for (int m = 0; m < M; ++m) gn[m] = splat<W>(widened(g + m * N + n));
-      T* const to = p.dw + n * width;
-      for_vectors<W>(width, [&](int64_t k, int lanes) {
-        Vec<W> sum = gn[0] * load_wide(x + k, lanes);
-        for (int m = 1; m < M; ++m) sum += gn[m] * load_wide(x + m * width + k, lanes);
-        store_wide(to + k, sum, lanes);
-      });
-    }
-  });
-}
 
 // C [M, N] of a left factor that lies row by row without gaps.
 template <class T, class Right>
@@ -154,7 +23,7 @@ void left_rows_gemm(int64_t M, int64_t N, int64_t K, const T* a, const Right& ri
 template <class T>
 void linear_forward(const linear::Forward<T>& p) {
   const auto [M, K, N, relu] = p.d;
-  if (M > 0 && M <= kFewRowsOfX) return few_rows<T>(p);
+  if (are_few(M, K)) return few_rows<T>({M, K, N}, p.x, p.w, p.bias, relu, p.y);
   // Lanes run along N and W is packed, or y^T = W x^T: lanes along M, x packed, W read as it lies, y transposed at the end.
   // In multiply-adds an element costs 5 to be packed and 12 to be transposed; lanes beyond the matrix are multiplied too.
   using W = Wide<T>;
@@ -187,10 +56,10 @@ void linear_backward(const linear::Backward<T>& p) {
     });
     g = masked;
   }
-  const bool few = M > 0 && M <= kFewRowsOfX;
-  if (p.dx && few) few_rows_dx<T>(p, g);
+  const bool few = are_few(M, K);
+  if (p.dx && few) few_rows_dx<T>({M, K, N}, g, p.w, p.dx, false);
   else if (p.dx) left_rows_gemm<T>(M, K, N, g, RightStrided<T>{p.w, K, 1}, p.dx, {});
-  if (p.dw && few) few_rows_dw<T>(p, g);
+  if (p.dw && few) few_rows_dw<T>({M, K, N}, g, p.x, p.dw);
   else if (p.dw) gemm<T>(N, K, M, LeftStrided<T>{g, 1, N}, RightStrided<T>{p.x, K, 1}, p.dw, K, {});
   if (p.db) sum_rows(g, M, N, p.db);
 }

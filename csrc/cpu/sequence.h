@@ -17,6 +17,7 @@
 #pragma once
 
 #include "../contract/sequence.h"
+#include "few_rows.h"
 #include "gemm.h"
 #include "sum_rows.h"
 #include "vmath.h"
@@ -28,6 +29,32 @@ using sequence::Dims;
 // Shares of the batch for one direction: none smaller than is worth a thread over the whole sequence.
 TS_INLINE int64_t batch_grain(const Dims& d, int64_t gates) {
   return max_of<int64_t>(1, kParallelWork / max_of<int64_t>(1, d.T * gates * d.H * d.H));
+}
+
+// A few rows, such as a cell's at a small batch, are multiplied straight from W: packing it would be most of the work.
+template <class T>
+TS_INLINE bool few(int64_t rows, int64_t K) { return kPair<T> == 1 && are_few(rows, K); }
+
+// y [rows, N] = x [rows, I] W^T + bias, for W [N, I].
+template <class T, class X>
+void project(int64_t rows, int64_t I, int64_t N, const X* x, const T* w, const T* bias, Wide<T>* y) {
+  if constexpr (kPair<T> == 1)
+    if (few<T>(rows, I)) return few_rows<T>({rows, I, N}, x, w, bias, false, y);
+  gemm<T>(rows, N, I, LeftStrided<X>{x, I, 1}, RightStrided<T>{w, 1, I}, y, N, {.column_bias = bias});
+}
+// gx (+)= g W.
+template <class T, class GX>
+void project_back(int64_t rows, int64_t I, int64_t N, const Wide<T>* g, const T* w, GX* gx, bool accumulate) {
+  if constexpr (kPair<T> == 1)
+    if (few<T>(rows, I)) return few_rows_dx<T>({rows, I, N}, g, w, gx, accumulate);
+  gemm<T>(rows, I, N, LeftStrided<Wide<T>>{g, N, 1}, RightStrided<T>{w, I, 1}, gx, I, {.accumulate = accumulate});
+}
+// gw = g^T x.
+template <class T, class X>
+void weight_gradient(int64_t rows, int64_t I, int64_t N, const Wide<T>* g, const X* x, T* gw) {
+  if constexpr (kPair<T> == 1)
+    if (few<T>(rows, I)) return few_rows_dw<T>({rows, I, N}, g, x, gw);
+  gemm<T>(N, I, rows, LeftStrided<Wide<T>>{g, 1, N}, RightStrided<X>{x, I, 1}, gw, I, {});
 }
 
 // W_ih x + b_ih of some rows, `width` values each: those from `first` on, or of a table those that `index` names.
@@ -48,18 +75,25 @@ void run_steps(const Dims& d, const Cell& cell, bool reverse, const InputPart<Wi
   constexpr int64_t G = Cell::kGates;
   using W = Wide<T>;
   const int64_t H = d.H;
-  const RightPacked<T> packed = RightPacked<T>::pack(scratch<Lane<T>>(Slot::transposed, RightPacked<T>::size(H, G * H)), H,
-                                                     G * H, RightStrided<T>{w_hh, 1, H});
-  parallel(d.B, batch_grain(d, G), [&](int64_t begin, int64_t end) {
+  const auto steps = [&](int64_t begin, int64_t end, const auto& multiply) {
     W* hg = scratch<W>(Slot::pixels, (end - begin) * G * H);
     for (int64_t step = 0; step < d.T; ++step) {
       const int64_t t = reverse ? d.T - 1 - step : step;
       const int64_t rows = min_of(end, d.sizes[t]) - begin, row = d.offsets[t] + begin;
       if (rows <= 0) continue;
-      gemm_packed<T>(rows, LeftStrided<W>{h + begin * H, H, 1}, packed, hg, G * H, {.column_bias = b_hh});
+      multiply(rows, h + begin * H, hg);
       cell.forward(rows, H, xg.from(row), hg, h + begin * H, y + row * pitch, pitch,
                    saved ? saved + row * 4 * H : nullptr);
     }
+  };
+  if (few<T>(d.rows, H))
+    return steps(0, d.B, [&](int64_t rows, const W* from, W* hg) { project<T>(rows, H, G * H, from, w_hh, b_hh, hg); });
+  const RightPacked<T> packed = RightPacked<T>::pack(scratch<Lane<T>>(Slot::transposed, RightPacked<T>::size(H, G * H)), H,
+                                                     G * H, RightStrided<T>{w_hh, 1, H});
+  parallel(d.B, batch_grain(d, G), [&](int64_t begin, int64_t end) {
+    steps(begin, end, [&](int64_t rows, const W* from, W* hg) {
+      gemm_packed<T>(rows, LeftStrided<W>{from, H, 1}, packed, hg, G * H, {.column_bias = b_hh});
+    });
   });
 }
 
@@ -85,7 +119,7 @@ void layer_forward(const sequence::Forward<T>& p, const Cell& cell, int64_t l, c
     const int64_t at = l * d.D + k;
     const sequence::Weights<T>& w = p.weights[at];
     Wide<T>* xg = scratch<Wide<T>>(Slot::gates, rows * G * H);
-    gemm<T>(rows, G * H, I, LeftStrided<X>{x, I, 1}, RightStrided<T>{w.ih, 1, I}, xg, G * H, {.column_bias = w.b_ih});
+    project<T>(rows, I, G * H, x, w.ih, w.b_ih, xg);
     run_steps<T>(d, cell, k == 1, InputPart<Wide<T>>{xg, index, G * H}, w.hh, w.b_hh, h + k * d.B * H, y + k * H, d.D * H,
                  p.gates ? p.gates + at * d.rows * 4 * H : nullptr);
   }
@@ -136,9 +170,7 @@ void run_steps_back(const Dims& d, const Cell& cell, bool reverse, const T* w_hh
   constexpr int64_t G = Cell::kGates;
   using W = Wide<T>;
   const int64_t H = d.H;
-  const RightPacked<T> packed = RightPacked<T>::pack(scratch<Lane<T>>(Slot::transposed, RightPacked<T>::size(G * H, H)),
-                                                     G * H, H, RightStrided<T>{w_hh, H, 1});
-  parallel(d.B, batch_grain(d, G), [&](int64_t begin, int64_t end) {
+  const auto steps = [&](int64_t begin, int64_t end, const auto& multiply) {
     for (int64_t step = 0; step < d.T; ++step) {
       const int64_t t = reverse ? step : d.T - 1 - step;
       const int64_t rows = min_of(end, d.sizes[t]) - begin, row = d.offsets[t] + begin;
@@ -147,8 +179,17 @@ void run_steps_back(const Dims& d, const Cell& cell, bool reverse, const T* w_hh
       for (int64_t b = 0; b < rows && g.gy; ++b) add_as(dh + b * H, g.gy + (row + b) * g.pitch, H, true);
       cell.backward(rows, H, dh, g.h_prev + row * H, g.y + row * g.pitch, g.pitch,
                     g.gates ? g.gates + row * 4 * H : nullptr, g.dxg + row * G * H, g.dhg + row * G * H);
-      gemm_packed<T>(rows, LeftStrided<W>{g.dhg + row * G * H, G * H, 1}, packed, dh, H, {.accumulate = true});
+      multiply(rows, g.dhg + row * G * H, dh);
     }
+  };
+  if (few<T>(d.rows, H))
+    return steps(0, d.B, [&](int64_t rows, const W* dhg, W* dh) { project_back<T>(rows, H, G * H, dhg, w_hh, dh, true); });
+  const RightPacked<T> packed = RightPacked<T>::pack(scratch<Lane<T>>(Slot::transposed, RightPacked<T>::size(G * H, H)),
+                                                     G * H, H, RightStrided<T>{w_hh, H, 1});
+  parallel(d.B, batch_grain(d, G), [&](int64_t begin, int64_t end) {
+    steps(begin, end, [&](int64_t rows, const W* dhg, W* dh) {
+      gemm_packed<T>(rows, LeftStrided<W>{dhg, G * H, 1}, packed, dh, H, {.accumulate = true});
+    });
   });
 }
 
@@ -189,14 +230,12 @@ void layer_backward(const sequence::Backward<T>& p, const Cell& cell, int64_t l,
     const W* at_x = by_index && (p.gweights || gx) ? summed_by_index(d, dxg, G * H) : dxg;
     if (p.gweights) {
       const sequence::WeightGradients<T>& w = p.gweights[at];
-      gemm<T>(G * H, I, rows, LeftStrided<W>{at_x, 1, G * H}, RightStrided<X>{x, I, 1}, w.ih, I, {});
-      gemm<T>(G * H, H, d.rows, LeftStrided<W>{dhg, 1, G * H}, RightStrided<W>{h_prev, H, 1}, w.hh, H, {});
+      weight_gradient<T>(rows, I, G * H, at_x, x, w.ih);
+      weight_gradient<T>(d.rows, H, G * H, dhg, h_prev, w.hh);
       if (w.b_ih) sum_rows(at_x, rows, G * H, w.b_ih);
       if (w.b_hh) sum_rows(dhg, d.rows, G * H, w.b_hh);
     }
-    if (gx)
-      gemm<T>(rows, I, G * H, LeftStrided<W>{at_x, G * H, 1}, RightStrided<T>{p.weights[at].ih, I, 1}, gx, I,
-              {.accumulate = k == 1});
+    if (gx) project_back<T>(rows, I, G * H, at_x, p.weights[at].ih, gx, k == 1);
   }
 }
 

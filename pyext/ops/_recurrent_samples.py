@@ -76,6 +76,8 @@ def sequence_samples(row: Recurrent, dtype, device, seed: int | None = None, **k
     yield sample("one step", make(1, 2, 4), 4, 5)
     yield sample("batch 1", make(4, 1, 3), 3, 4)
     yield sample("two layers, both directions", make(4, 3, 5), 5, 7, 2, 2)
+    yield sample("few rows, both directions", make(2, 2, 5), 5, 7, 2, 2)
+    yield sample("few rows, packed", packed(make(2, 3, 4), [2, 1, 1]), 4, 6, 1, 2)
     yield sample("no initial state", make(4, 3, 5), 5, 6, 2, 1, hx=False)
     yield sample("no bias", make(4, 3, 5), 5, 6, 2, 2, bias=False)
     yield sample("batch first", make(3, 4, 5), 5, 6, 1, 2, batch_first=True)

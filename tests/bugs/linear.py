@@ -19,14 +19,14 @@ BUGS = (
     ),
     Bug(
         "a row of x too few in the weight gradient of few rows",
-        "csrc/cpu/linear.cpp",
+        "csrc/cpu/few_rows.h",
         "for (int m = 1; m < M; ++m) sum += gn[m]",
         "for (int m = 2; m < M; ++m) sum += gn[m]",
         VALUES + "linear",
     ),
     Bug(
         "sums of the columns before in the data gradient of few rows",
-        "csrc/cpu/linear.cpp",
+        "csrc/cpu/few_rows.h",
         "      std::memset(sums, 0, sizeof(W) * M * kNear);",
         "      if (k == 0) std::memset(sums, 0, sizeof(W) * M * kNear);",
         VALUES + "linear",
@@ -107,13 +107,6 @@ BUGS = (
         "high = n > L ? load_some<float>(p + L, n - L) : Vec<float>{};",
         "high{};",
         PAIRS + "gru",
-    ),
-    Bug(
-        "a second row of x left out of dw",
-        "csrc/cpu/linear.cpp",
-        "for (int m = 1; m < M; ++m) sum += gn[m] * load_wide(x + m * width + k, lanes);",
-        "for (int m = 2; m < M; ++m) sum += gn[m] * load_wide(x + m * width + k, lanes);",
-        VALUES + "linear",
     ),
     Bug(
         "mask of the wrong row",

@@ -7,8 +7,8 @@ BUGS = (
     Bug(
         "only the first row of a batch",
         "csrc/cpu/sequence.h",
-        "const int64_t rows = min_of(end, d.sizes[t]) - begin, row = d.offsets[t] + begin;\n      if (rows <= 0) continue;\n      gemm_packed",
-        "const int64_t rows = min_of(begin + 1, d.sizes[t]) - begin, row = d.offsets[t] + begin;\n      if (rows <= 0) continue;\n      gemm_packed",
+        "const int64_t rows = min_of(end, d.sizes[t]) - begin, row = d.offsets[t] + begin;\n      if (rows <= 0) continue;\n      multiply(rows, h",
+        "const int64_t rows = min_of(begin + 1, d.sizes[t]) - begin, row = d.offsets[t] + begin;\n      if (rows <= 0) continue;\n      multiply(rows, h",
         VALUES + "rnn",
     ),
     Bug(
@@ -30,6 +30,13 @@ BUGS = (
         "csrc/cpu/sequence.h",
         "if (b < known)",
         "if (b < d.sizes[t] && before >= 0 && before < d.T)",
+        VALUES + "gru",
+    ),
+    Bug(
+        "the second direction's gradient of a few rows over the first one's",
+        "csrc/cpu/sequence.h",
+        "few_rows_dx<T>({rows, I, N}, g, w, gx, accumulate)",
+        "few_rows_dx<T>({rows, I, N}, g, w, gx, false)",
         VALUES + "gru",
     ),
     Bug(

@@ -1,0 +1,145 @@
+// Products of a few rows with a matrix W [N, K] that lies row by row: those of linear layers and cells at small batches.
+//
+// Straight from W, since packing W for a GEMM would read and write it once more than the product itself reads it. W passes
+// line after line, some rows at a time; those behind them are asked for meanwhile, since no hardware knows that they follow.
+#pragma once
+
+#include "bf16.h"
+
+namespace ts::TS_ISA {
+
+// Rows of W at a time: more than four are read more slowly; sums or factors are at most 16, or 8 of 16 registers.
+constexpr int64_t kFewRows = kVectorBytes == 64 ? 8 : 4;
+// With short rows the sums of lanes, which take as long as 200 columns of five rows of x, leave nothing of what packing costs.
+TS_INLINE bool are_few(int64_t M, int64_t K) { return M > 0 && (M <= 4 || (M <= kFewRows && K >= 128)); }
+template <int M>
+constexpr int kRowsOfW = M <= (kVectorBytes == 64 ? 4 : 2) ? 4 : 2;
+
+// The sum of each vector's lanes, by transposition: one by one they go through memory.
+template <class T, int S>
+TS_INLINE void sum_each(const Vec<T> (&v)[S], T (&sums)[S]) {
+  constexpr int L = kLanes<T>;
+  for (int first = 0; first < S; first += L) {
+    Vec<T> block[L];
+    for (int i = 0; i < L; ++i) block[i] = first + i < S ? v[first + i] : Vec<T>{};
+    transpose<T>(block);
+    for (int width = L / 2; width > 0; width /= 2)
+      for (int i = 0; i < width; ++i) block[i] += block[i + width];
+    store_some<T>(sums + first, block[0], min_of(L, S - first));
+  }
+}
+
+struct FewRows {
+  int64_t M, K, N;
+};
+
+// y[m][n] = sum over k of x[m][k] w[n][k] + bias[n]: dot products, R rows of W at a time.
+template <class T, int M, int R>
+TS_INLINE void dot_rows(const FewRows& d, const T* rows, const T* w, const T* bias, bool relu, T* to, int64_t n) {
+  using W = Wide<T>;
+  constexpr int L = kPair<T> * kLanes<W>;
+  const int64_t K = d.K;
+  Vec<W> sum[M * R] = {};
+  const auto step = [&](int64_t k, int elements) __attribute__((always_inline)) {
+    Vec<Lane<T>> x[M];
+    for (int m = 0; m < M; ++m) x[m] = load_lanes(rows + m * K + k, elements);
+    for (int r = 0; r < R; ++r) {
+      const Vec<Lane<T>> row = load_lanes(w + (n + r) * K + k, elements);
+      __builtin_prefetch(w + (n + r + R) * K + k);
+      for (int m = 0; m < M; ++m) sum[m * R + r] = multiply_add(sum[m * R + r], x[m], row);
+    }
+  };
+  int64_t k = 0;
+  for (; k + L <= K; k += L) step(k, L);
+  if (k < K) step(k, static_cast<int>(K - k));
+  W sums[M * R];
+  sum_each<W>(sum, sums);
+  for (int m = 0; m < M; ++m)
+    for (int r = 0; r < R; ++r) {
+      const W y = sums[m * R + r] + (bias ? widened(bias + n + r) : W(0));
+      put(to + m * d.N + n + r, relu && y < W(0) ? W(0) : y);
+    }
+}
+
+template <class T, int M = kFewRows>
+void few_rows(const FewRows& d, const T* x, const T* w, const T* bias, bool relu, T* y) {
+  if constexpr (M > 1)
+    if (d.M < M) return few_rows<T, M - 1>(d, x, w, bias, relu, y);
+  constexpr int R = kRowsOfW<M>;
+  parallel(ceil_div(d.N, R), kParallelWork / (R * M * d.K + 1) + 1, [&](int64_t begin, int64_t end) {
+    int64_t n = begin * R;
+    const int64_t stop = min_of(d.N, end * R);
+    for (; n + R <= stop; n += R) dot_rows<T, M, R>(d, x, w, bias, relu, y, n);
+    for (; n < stop; ++n) dot_rows<T, M, 1>(d, x, w, bias, relu, y, n);
+  });
+}
+
+// dx[m][k] (+)= sum over n of g[m][n] w[n][k]. Adds to sums[m][k - begin] those of R rows of W from n on, columns [begin, end).
+template <class T, int M, int R>
+TS_INLINE void few_rows_dx_add(const FewRows& d, const T* g, const T* from, Wide<T>* sums, int64_t pitch, int64_t n, int64_t begin,
+                               int64_t end) {
+  using W = Wide<T>;
+  const int64_t K = d.K, N = d.N;
+  Vec<W> factor[M][R];
+  for (int m = 0; m < M; ++m)
+    for (int r = 0; r < R; ++r) factor[m][r] = splat<W>(widened(g + m * N + n + r));
+  const T* const w = from + n * K + begin;
+  for_vectors<W>(end - begin, [&](int64_t k, int lanes) {
+    Vec<W> row[R];
+    for (int r = 0; r < R; ++r) {
+      row[r] = load_wide(w + r * K + k, lanes);
+      __builtin_prefetch(w + (r + R) * K + k);
+    }
+    for (int m = 0; m < M; ++m) {
+      Vec<W> sum = load<W>(sums + m * pitch + k);
+      for (int r = 0; r < R; ++r) sum += factor[m][r] * row[r];
+      store<W>(sums + m * pitch + k, sum);
+    }
+  });
+}
+
+template <class T, int M = kFewRows>
+void few_rows_dx(const FewRows& d, const T* g, const T* w, T* dx, bool accumulate) {
+  if constexpr (M > 1)
+    if (d.M < M) return few_rows_dx<T, M - 1>(d, g, w, dx, accumulate);
+  using W = Wide<T>;
+  constexpr int R = kRowsOfW<M>;
+  constexpr int64_t kShare = 4 * kLanes<W>, kNear = 4096 / M / kShare * kShare;  // columns whose sums stay in the L1 cache
+  parallel(ceil_div(d.K, kShare), kParallelWork / (kShare * M * d.N + 1) + 1, [&](int64_t begin, int64_t end) {
+    // A thread's own: in dx the next line is another thread's, and cores that fetch lines in pairs would take it from each other.
+    W* const sums = scratch<W>(Slot::wide, M * kNear);
+    const int64_t last = min_of(d.K, end * kShare);
+    for (int64_t k = begin * kShare; k < last; k += kNear) {
+      const int64_t stop = min_of(last, k + kNear), rows = d.N;
+      std::memset(sums, 0, sizeof(W) * M * kNear);
+      int64_t n = 0;
+      for (; n + R <= rows; n += R) few_rows_dx_add<T, M, R>(d, g, w, sums, kNear, n, k, stop);
+      for (; n < rows; ++n) few_rows_dx_add<T, M, 1>(d, g, w, sums, kNear, n, k, stop);
+      for (int m = 0; m < M; ++m) add_as(dx + m * d.K + k, sums + m * kNear, stop - k, accumulate);
+    }
+  });
+}
+
+// dw[n][k] = sum over m of g[m][n] x[m][k], written once.
+template <class T, int M = kFewRows>
+void few_rows_dw(const FewRows& d, const T* g, const T* from, T* dw) {
+  if constexpr (M > 1)
+    if (d.M < M) return few_rows_dw<T, M - 1>(d, g, from, dw);
+  using W = Wide<T>;
+  parallel(d.N, kParallelWork / (M * d.K + 1) + 1, [&](int64_t begin, int64_t end) {
+    const T* const x = from;  // not read again after each store, which might be to them
+    const int64_t width = d.K, N = d.N;
+    for (int64_t n = begin; n < end; ++n) {
+      Vec<W> gn[M];
+      for (int m = 0; m < M; ++m) gn[m] = splat<W>(widened(g + m * N + n));
+      T* const to = dw + n * width;
+      for_vectors<W>(width, [&](int64_t k, int lanes) {
+        Vec<W> sum = gn[0] * load_wide(x + k, lanes);
+        for (int m = 1; m < M; ++m) sum += gn[m] * load_wide(x + m * width + k, lanes);
+        store_wide(to + k, sum, lanes);
+      });
+    }
+  });
+}
+
+}  // namespace ts::TS_ISA
