@@ -1,8 +1,7 @@
 // linear, linear+ReLU on the CPU: three GEMMs with fused epilogues; a few rows straight from W. Formulas and shapes: contract/linear.h.
 #include "../contract/linear.h"
 
-#include "few_rows.h"
-#include "gemm.h"
+#include "project.h"
 #include "sum_rows.h"
 
 namespace ts {
@@ -12,32 +11,9 @@ TS_DECLARE(linear_backward, linear::Backward)
 
 namespace ts::TS_ISA {
 
-// C [M, N] of a left factor that lies row by row without gaps.
-template <class T, class Right>
-void left_rows_gemm(int64_t M, int64_t N, int64_t K, const T* a, const Right& right, T* c, const Epilogue<T>& epilogue) {
-  if constexpr (kPair<T> == 1)  // bf16's pairs may be cut by the end of a row
-    if (N <= kDirectColumns) return gemm<T>(M, N, K, LeftDirect<T>{a, K}, right, c, N, epilogue);
-  gemm<T>(M, N, K, LeftStrided<T>{a, K, 1}, right, c, N, epilogue);
-}
-
 template <class T>
 void linear_forward(const linear::Forward<T>& p) {
-  const auto [M, K, N, relu] = p.d;
-  if (are_few(M, K)) return few_rows<T>({M, K, N}, p.x, p.w, p.bias, relu, p.y);
-  // Lanes run along N and W is packed, or y^T = W x^T: lanes along M, x packed, W read as it lies, y transposed at the end.
-  // In multiply-adds an element costs 5 to be packed and 12 to be transposed; lanes beyond the matrix are multiplied too.
-  using W = Wide<T>;
-  const auto padded = [](int64_t n) { return ceil_div(n, kLanes<W>) * kLanes<W>; };
-  if (padded(M) * N * K + 12 * M * N + 5 * M * K < padded(N) * M * K + 5 * N * K) {
-    W *yt = scratch<W>(Slot::transposed, M * N), *y = wide_room(p.y, M * N, Slot::wide);
-    const RightStrided<T> xt{p.x, 1, K};
-    const Epilogue<T> epilogue{.row_bias = p.bias, .relu = relu};
-    if constexpr (kPair<T> == 1) gemm<T>(N, M, K, LeftDirect<T>{p.w, K}, xt, yt, M, epilogue);
-    else gemm<T>(N, M, K, LeftStrided<T>{p.w, K, 1}, xt, yt, M, epilogue);  // W's pairs may be cut by the end of a row
-    transpose_copy<W>(y, N, yt, M, N, M);
-    return rounded(p.y, y, M * N);
-  }
-  left_rows_gemm<T>(M, N, K, p.x, RightStrided<T>{p.w, 1, K}, p.y, {.column_bias = p.bias, .relu = relu});
+  project<T>(p.d.M, p.d.K, p.d.N, p.x, p.w, p.bias, p.d.relu, p.y);
 }
 
 template <class T>
@@ -56,11 +32,8 @@ void linear_backward(const linear::Backward<T>& p) {
     });
     g = masked;
   }
-  const bool few = are_few(M, K);
-  if (p.dx && few) few_rows_dx<T>({M, K, N}, g, p.w, p.dx, false);
-  else if (p.dx) left_rows_gemm<T>(M, K, N, g, RightStrided<T>{p.w, K, 1}, p.dx, {});
-  if (p.dw && few) few_rows_dw<T>({M, K, N}, g, p.x, p.dw);
-  else if (p.dw) gemm<T>(N, K, M, LeftStrided<T>{g, 1, N}, RightStrided<T>{p.x, K, 1}, p.dw, K, {});
+  if (p.dx) project_back<T>(M, K, N, g, p.w, p.dx, false);
+  if (p.dw) weight_gradient<T>(M, K, N, g, p.x, p.dw);
   if (p.db) sum_rows(g, M, N, p.db);
 }
 

@@ -17,8 +17,7 @@
 #pragma once
 
 #include "../contract/sequence.h"
-#include "few_rows.h"
-#include "gemm.h"
+#include "project.h"
 #include "sum_rows.h"
 #include "vmath.h"
 
@@ -31,31 +30,9 @@ TS_INLINE int64_t batch_grain(const Dims& d, int64_t gates) {
   return max_of<int64_t>(1, kParallelWork / max_of<int64_t>(1, d.T * gates * d.H * d.H));
 }
 
-// A few rows, such as a cell's at a small batch, are multiplied straight from W: packing it would be most of the work.
+// Whether W_hh is read by so few rows in all steps, such as a cell's, that packing it does not pay.
 template <class T>
-TS_INLINE bool few(int64_t rows, int64_t K) { return kPair<T> == 1 && are_few(rows, K); }
-
-// y [rows, N] = x [rows, I] W^T + bias, for W [N, I].
-template <class T, class X>
-void project(int64_t rows, int64_t I, int64_t N, const X* x, const T* w, const T* bias, Wide<T>* y) {
-  if constexpr (kPair<T> == 1)
-    if (few<T>(rows, I)) return few_rows<T>({rows, I, N}, x, w, bias, false, y);
-  gemm<T>(rows, N, I, LeftStrided<X>{x, I, 1}, RightStrided<T>{w, 1, I}, y, N, {.column_bias = bias});
-}
-// gx (+)= g W.
-template <class T, class GX>
-void project_back(int64_t rows, int64_t I, int64_t N, const Wide<T>* g, const T* w, GX* gx, bool accumulate) {
-  if constexpr (kPair<T> == 1)
-    if (few<T>(rows, I)) return few_rows_dx<T>({rows, I, N}, g, w, gx, accumulate);
-  gemm<T>(rows, I, N, LeftStrided<Wide<T>>{g, N, 1}, RightStrided<T>{w, I, 1}, gx, I, {.accumulate = accumulate});
-}
-// gw = g^T x.
-template <class T, class X>
-void weight_gradient(int64_t rows, int64_t I, int64_t N, const Wide<T>* g, const X* x, T* gw) {
-  if constexpr (kPair<T> == 1)
-    if (few<T>(rows, I)) return few_rows_dw<T>({rows, I, N}, g, x, gw);
-  gemm<T>(N, I, rows, LeftStrided<Wide<T>>{g, 1, N}, RightStrided<X>{x, I, 1}, gw, I, {});
-}
+TS_INLINE bool unpacked(const Dims& d) { return d.T == 1 || (kPair<T> == 1 && are_few(d.rows, d.H)); }
 
 // W_ih x + b_ih of some rows, `width` values each: those from `first` on, or of a table those that `index` names.
 template <class W>
@@ -86,8 +63,8 @@ void run_steps(const Dims& d, const Cell& cell, bool reverse, const InputPart<Wi
                    saved ? saved + row * 4 * H : nullptr);
     }
   };
-  if (few<T>(d.rows, H))
-    return steps(0, d.B, [&](int64_t rows, const W* from, W* hg) { project<T>(rows, H, G * H, from, w_hh, b_hh, hg); });
+  if (unpacked<T>(d))
+    return steps(0, d.B, [&](int64_t rows, const W* from, W* hg) { project<T>(rows, H, G * H, from, w_hh, b_hh, false, hg); });
   const RightPacked<T> packed = RightPacked<T>::pack(scratch<Lane<T>>(Slot::transposed, RightPacked<T>::size(H, G * H)), H,
                                                      G * H, RightStrided<T>{w_hh, 1, H});
   parallel(d.B, batch_grain(d, G), [&](int64_t begin, int64_t end) {
@@ -119,7 +96,7 @@ void layer_forward(const sequence::Forward<T>& p, const Cell& cell, int64_t l, c
     const int64_t at = l * d.D + k;
     const sequence::Weights<T>& w = p.weights[at];
     Wide<T>* xg = scratch<Wide<T>>(Slot::gates, rows * G * H);
-    project<T>(rows, I, G * H, x, w.ih, w.b_ih, xg);
+    project<T>(rows, I, G * H, x, w.ih, w.b_ih, false, xg);
     run_steps<T>(d, cell, k == 1, InputPart<Wide<T>>{xg, index, G * H}, w.hh, w.b_hh, h + k * d.B * H, y + k * H, d.D * H,
                  p.gates ? p.gates + at * d.rows * 4 * H : nullptr);
   }
@@ -182,7 +159,7 @@ void run_steps_back(const Dims& d, const Cell& cell, bool reverse, const T* w_hh
       multiply(rows, g.dhg + row * G * H, dh);
     }
   };
-  if (few<T>(d.rows, H))
+  if (unpacked<T>(d))
     return steps(0, d.B, [&](int64_t rows, const W* dhg, W* dh) { project_back<T>(rows, H, G * H, dhg, w_hh, dh, true); });
   const RightPacked<T> packed = RightPacked<T>::pack(scratch<Lane<T>>(Slot::transposed, RightPacked<T>::size(G * H, H)),
                                                      G * H, H, RightStrided<T>{w_hh, H, 1});

@@ -12,9 +12,9 @@ BUGS = (
     ),
     Bug(
         "bias of y^T along the wrong side",
-        "csrc/cpu/linear.cpp",
-        "{.row_bias = p.bias, .relu = relu}",
-        "{.column_bias = p.bias, .relu = relu}",
+        "csrc/cpu/project.h",
+        "{.row_bias = bias, .relu = relu}",
+        "{.column_bias = bias, .relu = relu}",
         VALUES + "linear",
     ),
     Bug(

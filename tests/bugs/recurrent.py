@@ -34,7 +34,7 @@ BUGS = (
     ),
     Bug(
         "the second direction's gradient of a few rows over the first one's",
-        "csrc/cpu/sequence.h",
+        "csrc/cpu/project.h",
         "few_rows_dx<T>({rows, I, N}, g, w, gx, accumulate)",
         "few_rows_dx<T>({rows, I, N}, g, w, gx, false)",
         VALUES + "gru",
