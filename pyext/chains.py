@@ -108,7 +108,7 @@ def is_table(embedding: nn.Module) -> bool:
 def run_table(indices: Tensor, embedding: nn.Module, layer: nn.Module, hx: Tensor | None = None) -> Any:
     """``layer(embedding(indices), hx)`` of an RNN or GRU: as one op where that can be."""
     if type(layer) in (ours.RNN, ours.GRU) and is_table(embedding) and alone(embedding) and alone(layer):
-        return _as_one((embedding, layer), layer, indices, hx, embedding.weight)
+        return _as_one((embedding, layer), layer, indices, hx, embedding=embedding.weight)
     return layer(embedding(indices), hx)
 
 

@@ -306,3 +306,14 @@ def test_logits_are_raw():
         loss = float(cross_entropy(logits.detach(), torch.zeros(len(logits), dtype=torch.int64)))
         assert abs(loss - math.log(case.classes)) < 0.5
         assert not torch.allclose(logits.exp().sum(1), torch.ones(len(logits)), atol=1e-2)
+
+
+def test_operations_of_an_embedding_and_its_reader_are_counted():
+    """torch's counter hooks the positional arguments of layers, and refuses leaves among them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for layers in (nn, native_nn):
+        model = models.NameGRU(layers=layers)
+        with FlopCounterMode(display=False) as counter:
+            found = torch.autograd.grad(model(FOUR, [4, 3, 1]).sum(), tuple(model.parameters()))
+        assert len(found) == 19 and (layers is nn or counter.get_total_flops() > 0)  # it does not know our ops

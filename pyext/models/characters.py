@@ -109,7 +109,7 @@ class CharGRU(nn.Module):
             raise ValueError(f"temperature: expected at least 0, got {temperature}")
         found, state, step = [], None, start.unsqueeze(0)
         for _ in range(length):
-            states, state = self.gru(step, state, self.embedding.weight)
+            states, state = self.gru(step, state, embedding=self.embedding.weight)
             logits = self.fc(states[:, -1])
             if temperature == 0:
                 step = logits.argmax(-1, keepdim=True)
