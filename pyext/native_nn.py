@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import AvgPool2d, Conv2d, GRUCell, Linear, MaxPool2d, RNNCell, Sequential
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn import GRU, RNN, AvgPool2d, Conv2d, GRUCell, Linear, MaxPool2d, RNNCell, Sequential
 
 from .nn import PoolArguments
 
@@ -37,32 +36,6 @@ class Conv2dReLUMaxPool2d(PoolArguments, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.relu(F.max_pool2d(super().forward(input), self.pool_kernel_size, self.pool_stride, self.pool_padding))
-
-
-class GRU(nn.GRU):
-    """``super().forward(F.embedding(input, embedding), hx)`` where there is an embedding."""
-
-    def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None, embedding: Tensor | None = None
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
-        return super().forward(_embedded(input, embedding), hx)
-
-
-class RNN(nn.RNN):
-    """``super().forward(F.embedding(input, embedding), hx)`` where there is an embedding."""
-
-    def forward(
-        self, input: Tensor | PackedSequence, hx: Tensor | None = None, embedding: Tensor | None = None
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
-        return super().forward(_embedded(input, embedding), hx)
-
-
-def _embedded(input: Tensor | PackedSequence, embedding: Tensor | None) -> Tensor | PackedSequence:
-    if embedding is None:
-        return input
-    if isinstance(input, PackedSequence):
-        return input._replace(data=F.embedding(input.data, embedding))
-    return F.embedding(input, embedding)
 
 
 class LinearReLU(nn.Linear):

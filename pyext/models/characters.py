@@ -13,6 +13,15 @@ from torchsmith import nn as ours
 __all__ = ["CharGRU", "HelloEmbedding", "HelloRNN", "HelloRNNCell"]
 
 
+def _read(
+    embedding: nn.Embedding, layer: nn.RNNBase, indices: Tensor, hx: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``layer(embedding(indices), hx)``; torchsmith's layers look the rows up themselves."""
+    if isinstance(layer, (ours.RNN, ours.GRU)):
+        return layer(indices, hx, embedding=embedding.weight)
+    return layer(embedding(indices), hx)
+
+
 class HelloRNNCell(nn.Module):
     """A cell stepped over one-hot characters; its states are the logits: 40 parameters, in ``cell``.
 
@@ -72,7 +81,7 @@ class HelloEmbedding(nn.Module):
 
     def forward(self, indices: Tensor) -> Tensor:
         """Characters [N, T], integer, to logits of the next ones [N, T, characters]."""
-        return self.fc(self.rnn(indices, embedding=self.emb.weight)[0])
+        return self.fc(_read(self.emb, self.rnn, indices)[0])
 
 
 class CharGRU(nn.Module):
@@ -92,7 +101,7 @@ class CharGRU(nn.Module):
 
     def forward(self, indices: Tensor) -> Tensor:
         """Characters [N, T], integer, to logits of the next ones [N, T, characters]."""
-        return self.fc(self.gru(indices, embedding=self.embedding.weight)[0])
+        return self.fc(_read(self.embedding, self.gru, indices)[0])
 
     @torch.no_grad()
     def sample(
@@ -109,7 +118,7 @@ class CharGRU(nn.Module):
             raise ValueError(f"temperature: expected at least 0, got {temperature}")
         found, state, step = [], None, start.unsqueeze(0)
         for _ in range(length):
-            states, state = self.gru(step, state, embedding=self.embedding.weight)
+            states, state = _read(self.embedding, self.gru, step, state)
             logits = self.fc(states[:, -1])
             if temperature == 0:
                 step = logits.argmax(-1, keepdim=True)

@@ -65,6 +65,9 @@ class NameGRU(nn.Module):
         directions = 2 if self.gru.bidirectional else 1
         # The default, in so many words: a tracer learns the batch from it.
         hx = self.embedding.weight.new_zeros(self.gru.num_layers * directions, indices.shape[0], self.gru.hidden_size)
-        _, states = self.gru(pack_padded_sequence(indices.t(), lengths), hx, embedding=self.embedding.weight)
+        if isinstance(self.gru, ours.GRU):  # looks the rows up itself
+            _, states = self.gru(pack_padded_sequence(indices.t(), lengths), hx, embedding=self.embedding.weight)
+        else:
+            _, states = self.gru(pack_padded_sequence(self.embedding(indices.t()), lengths), hx)
         last = torch.cat((states[-1], states[-2]), 1) if self.gru.bidirectional else states[-1]  # the course's order
         return self.fc(last)
