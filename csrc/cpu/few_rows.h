@@ -8,10 +8,10 @@
 
 namespace ts::TS_ISA {
 
-// Rows of W at a time: more than four are read more slowly; sums or factors are at most 16, or 8 of 16 registers.
 constexpr int64_t kFewRows = kVectorBytes == 64 ? 8 : 4;
-// With short rows the sums of lanes, which take as long as 200 columns of five rows of x, leave nothing of what packing costs.
+// More than four only with long rows: of short ones the sums of lanes take as long as packing.
 TS_INLINE bool are_few(int64_t M, int64_t K) { return M > 0 && (M <= 4 || (M <= kFewRows && K >= 128)); }
+// Rows of W at a time: more than four are read more slowly; sums or factors are at most 16, or 8 of 16 registers.
 template <int M>
 constexpr int kRowsOfW = M <= (kVectorBytes == 64 ? 4 : 2) ? 4 : 2;
 
