@@ -56,7 +56,7 @@ def test_instruction_sets_are_ordered_and_the_best_is_used():
 
 def test_found_agrees_with_torch():
     if torch.backends.cpu.get_cpu_capability() == "AVX512" and "avx512" in _native.isa_built():
-        assert _native.isa_found() in ("avx512", "avx512_bf16")
+        assert _native.isa_found().startswith("avx512")
 
 
 def test_bf16_products_are_found_where_torch_finds_them():
@@ -64,15 +64,23 @@ def test_bf16_products_are_found_where_torch_finds_them():
         assert ("avx512_bf16" in AVAILABLE) == torch.cpu._is_avx512_bf16_supported()
 
 
+def test_the_matrix_unit_is_found_where_torch_finds_it():
+    if hasattr(torch.cpu, "_is_amx_tile_supported") and "avx512_amx" in _native.isa_built():
+        assert ("avx512_amx" in AVAILABLE) == torch.cpu._is_amx_tile_supported()
+
+
+@pytest.mark.parametrize(
+    "rows", [1, 9, 40]
+)  # straight from the weight; on the matrix unit where there is one, whole tiles and a rest
 @pytest.mark.parametrize("name", AVAILABLE)
-def test_bf16_sums_in_pairs_under_its_own_instruction_set_alone(name):
+def test_bf16_sums_in_pairs_under_its_own_instruction_sets_alone(name, rows):
     """2^-130 is a bfloat16, but denormal: the pair instruction takes it for zero, float32 arithmetic does not."""
     _native.force_isa(name)
-    tiny = torch.full((1, 2), 2.0**-130, dtype=torch.bfloat16)
+    tiny = torch.full((rows, 2), 2.0**-130, dtype=torch.bfloat16)
     scale = torch.full((1, 2), 2.0**100, dtype=torch.bfloat16)
-    result = torchsmith.linear(tiny, scale).item()
-    assert result == (0.0 if name == "avx512_bf16" else 2.0**-29)
-    assert torchsmith.linear(tiny.float(), scale.float()).item() == 2.0**-29
+    pairs = name in ("avx512_bf16", "avx512_amx")
+    assert (torchsmith.linear(tiny, scale) == (0.0 if pairs else 2.0**-29)).all()
+    assert (torchsmith.linear(tiny.float(), scale.float()) == 2.0**-29).all()
 
 
 @pytest.mark.parametrize("name", AVAILABLE)

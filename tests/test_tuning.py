@@ -189,6 +189,21 @@ def test_large_products_are_mkls_where_it_is_at_home(at_home, isa, rows, left, d
     assert chosen("linear", x, w).implementation == "cpp"
 
 
+@pytest.mark.parametrize("isa, left", [("avx512_amx", False), ("avx512_bf16", True)])
+def test_bfloat16_products_are_ours_where_they_use_amx(isa, left, monkeypatch):
+    monkeypatch.setattr(dispatch, "RULES", True)
+    monkeypatch.setattr(dispatch, "AMX", True)
+    monkeypatch.setattr(sys.modules["torchsmith.ops.linear"], "MKL_AT_HOME", True)
+    monkeypatch.setattr(_native, "isa_active", lambda: isa)
+    x, w = torch.randn(64, 512, dtype=torch.bfloat16), torch.randn(256, 512, dtype=torch.bfloat16)
+    expected = "torch" if left else "cpp"
+    assert chosen("linear", x, w).implementation == expected
+    x, hx, weights = tree_map(lambda t: t.bfloat16() if t is not None else t, _sequence(64))
+    assert chosen("gru", x, hx, weights).implementation == expected
+    images = torch.randn(64, 16, 12, 12, dtype=torch.bfloat16)  # convolutions do not use it
+    assert chosen("conv2d", images, torch.randn(16, 16, 3, 3, dtype=torch.bfloat16)).implementation == "torch"
+
+
 def _sequence(hidden):
     return torch.randn(3, 2, 4), None, [torch.randn(3 * hidden, n) for n in (4, hidden)]
 
@@ -210,6 +225,7 @@ def _sequence(hidden):
 def test_bfloat16_is_native_s_where_amx_multiplies_it(op, arguments, left, monkeypatch):
     monkeypatch.setattr(dispatch, "RULES", True)
     monkeypatch.setattr(dispatch, "AMX", True)
+    monkeypatch.setattr(_native, "isa_active", lambda: "avx512_bf16")
 
     def said(dtype):
         return chosen(op, *tree_map(lambda t: t.to(dtype) if isinstance(t, torch.Tensor) else t, arguments))

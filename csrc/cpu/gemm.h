@@ -9,6 +9,7 @@
 // and C may be of T or of Wide<T>.
 #pragma once
 
+#include "amx.h"
 #include "gemm_sources.h"
 
 namespace ts::TS_ISA {
@@ -28,24 +29,30 @@ constexpr int64_t kWide = 2048;
 // each row's page, and so would the next one; from more pages than the first level of the TLB knows that costs a quarter.
 constexpr int64_t kPanels = 8, kPanelBytes = 128 << 10, kPages = 64;
 
-// The depth of each block of K: equal shares rather than full blocks and a short rest. Even, so that pairs are not cut.
+// The depth of each block of K: equal shares rather than full blocks and a short rest. Of pairs in whole tiles.
 template <class T>
 TS_INLINE int64_t block_depth(int64_t K) {
+  constexpr int64_t kWhole = 2 * kStepsTogether<T>;
   const int64_t blocks = ceil_div(K, kDepth<T>);
-  return blocks <= 1 ? K : (ceil_div(K, blocks) + 1) / 2 * 2;
+  return blocks <= 1 ? K : ceil_div(ceil_div(K, blocks), kWhole) * kWhole;
 }
-
-template <class T>
-struct Epilogue {
-  const T* row_bias = nullptr;  // [M], added to every column
-  const T* column_bias = nullptr;  // [N], added to every row
-  bool relu = false;
-  bool accumulate = false;  // add to what C holds
-};
 
 // Rows of each panel of A: equal shares rather than full panels and a small rest.
 TS_INLINE int panel_rows(int64_t M, int most = kRows) {
   return M == 0 ? 1 : static_cast<int>(ceil_div(M, ceil_div(M, most)));
+}
+
+// How the rows of a product are shared out: the panels of A, and what multiplies them.
+struct Tiling {
+  int rows;
+  bool unit;  // the matrix unit (amx.h), else vectors
+};
+template <class T>
+TS_INLINE Tiling tiling_of(int64_t M, bool direct) {
+#if defined(TS_AMX)
+  if (kPair<T> == 2 && isa_active() == Isa::avx512_amx && M >= kLeastRows) return {kPanel, true};
+#endif
+  return {panel_rows(M, direct ? kDirectRows : kRows), false};
 }
 
 // B of all K rows, packed once for many products (recurrent weights over the steps of a sequence).
@@ -54,17 +61,20 @@ template <class T>
 struct RightPacked {
   Lane<T>* data;
   int64_t K, N;
-  static int64_t size(int64_t K, int64_t N) { return lanes_of<T>(K) * ceil_div(N, kColumns<T>) * kColumns<T>; }
+  Tiling tiling;  // decided once: the products' numbers of rows depend on how threads share them, and results may not
+  static int64_t size(int64_t K, int64_t N) { return panel_steps<T>(K) * ceil_div(N, kColumns<T>) * kColumns<T>; }
   template <class Source>
-  static RightPacked pack(Lane<T>* buffer, int64_t K, int64_t N, const Source& source) {
+  static RightPacked pack(Lane<T>* buffer, int64_t most_rows, int64_t K, int64_t N, const Source& source) {
     const int64_t panels = ceil_div(N, kColumns<T>), block = block_depth<T>(K);
     for (int64_t k0 = 0; k0 < K; k0 += block) {
       const int64_t depth = min_of(block, K - k0);
-      for (int64_t p = 0; p < panels; ++p)
-        source.panel(buffer + (k0 / kPair<T> * panels + p * lanes_of<T>(depth)) * kColumns<T>, k0, depth, p * kColumns<T>,
-                     static_cast<int>(min_of<int64_t>(kColumns<T>, N - p * kColumns<T>)));
+      for (int64_t p = 0; p < panels; ++p) {
+        Lane<T>* const panel = buffer + (k0 / kPair<T> * panels + p * panel_steps<T>(depth)) * kColumns<T>;
+        source.panel(panel, k0, depth, p * kColumns<T>, static_cast<int>(min_of<int64_t>(kColumns<T>, N - p * kColumns<T>)));
+        fill_up<T>(panel, depth);
+      }
     }
-    return {buffer, K, N};
+    return {buffer, K, N, tiling_of<T>(most_rows, false)};
   }
 };
 
@@ -73,23 +83,47 @@ TS_INLINE int64_t panels_together(int64_t steps) {
   return max_of<int64_t>(1, min_of<int64_t>(kPanels, kPanelBytes / static_cast<int64_t>(sizeof(Lane<T>)) / (steps * kColumns<T>)));
 }
 
-template <class T>
-struct Block {  // of K: steps [k0, k0 + depth); whether it is the first and the last
-  int64_t k0, depth;
-  bool first, last;
-};
-
 // Whether the first tile may pack a panel as it reads it, in slots that its multiply-adds leave free: 64 rows of A, which use a
 // panel five times, then take 0.86 of the time. Pairs are made of two rows of a matrix.
 template <class T>
 constexpr bool kPacksInTile = kPair<T> == 1;
 
+#if defined(TS_AMX)
+// gemm_block on the matrix unit.
+template <class C, class Left, class Panel>
+void amx_block(const Left& left, int64_t i_begin, int64_t i_end, const Block<bf16>& block, const Panel& panel, int64_t j0, int64_t j_end,
+               C* c, int64_t ldc, const Epilogue<bf16>& e) {
+  const int64_t steps = panel_steps<bf16>(block.depth), shares = ceil_div(i_end - i_begin, kTall);
+  const int64_t tall = ceil_div(ceil_div(i_end - i_begin, kPanel), shares) * kPanel;
+  const auto at_once = [](int64_t at, int64_t end) { return static_cast<int>(min_of<int64_t>(kPanel, end - at)); };
+  begin_tiles();
+  for (int64_t i0 = i_begin; i0 < i_end; i0 += tall) {
+    const int64_t i1 = min_of(i_end, i0 + tall);
+    int32_t* const a = scratch<int32_t>(Slot::pack_a, tall * steps);
+    for (int64_t i = i0; i < i1; i += kPanel) left.lines(a + (i - i0) * steps, i, at_once(i, i1), block.k0, block.depth);
+    for (int64_t j = j0; j < j_end; j += kPanel) {
+      const int32_t* const b = panel(j).packed;
+      for (int64_t i = i0; i < i1; i += kPanel)
+        amx_tile(steps / kTile, a + (i - i0) * steps, b, at_once(i, i1), at_once(j, j_end), c + i * ldc + j, ldc,
+                 block.last && e.row_bias ? e.row_bias + i : nullptr, block.last && e.column_bias ? e.column_bias + j : nullptr,
+                 e.accumulate || !block.first, block.last && e.relu);
+    }
+  }
+  end_tiles();
+}
+#endif
+
 // The tiles of one block of K: rows [i_begin, i_end) in panels of `rows`, columns [j0, j_end). panel(j) is the panel of B from
 // column j on; it is asked for once for each kTall rows.
 template <class T, class C, class Left, class Panel>
-void gemm_block(const Left& left, int64_t i_begin, int64_t i_end, int rows, const Block<T>& block, const Panel& panel, int64_t j0,
-                int64_t j_end, C* c, int64_t ldc, const Epilogue<T>& e) {
+void gemm_block(const Left& left, int64_t i_begin, int64_t i_end, const Tiling& tiling, const Block<T>& block, const Panel& panel,
+                int64_t j0, int64_t j_end, C* c, int64_t ldc, const Epilogue<T>& e) {
+#if defined(TS_AMX)
+  if constexpr (kPair<T> == 2)
+    if (tiling.unit) return amx_block(left, i_begin, i_end, block, panel, j0, j_end, c, ldc, e);
+#endif
   constexpr int W = kColumns<T>;
+  const int rows = tiling.rows;
   const int64_t steps = lanes_of<T>(block.depth), most = kTall / rows * rows, shares = ceil_div(i_end - i_begin, most);
   const int64_t tall = ceil_div(ceil_div(i_end - i_begin, rows), shares) * rows;  // equal shares here too
   for (int64_t i0 = i_begin; i0 < i_end; i0 += tall) {
@@ -140,20 +174,21 @@ void gemm_empty(int64_t M, int64_t N, C* c, int64_t ldc, const Epilogue<T>& e) {
     }
 }
 
-// Rows [i_begin, i_end), in panels of `rows`, and columns [j_begin, j_end) of C, on one thread.
+// Rows [i_begin, i_end) and columns [j_begin, j_end) of C, on one thread.
 template <class T, class C, class Left, class Right>
-void gemm_part(int64_t K, const Left& left, const Right& right, int64_t i_begin, int64_t i_end, int rows, int64_t j_begin,
+void gemm_part(int64_t K, const Left& left, const Right& right, int64_t i_begin, int64_t i_end, const Tiling& tiling, int64_t j_begin,
                int64_t j_end, C* c, int64_t ldc, const Epilogue<T>& e) {
   constexpr int W = kColumns<T>;
   const auto pack = [&](Lane<T>* to, const Block<T>& block, int64_t j) {
     right.panel(to, block.k0, block.depth, j, static_cast<int>(min_of<int64_t>(W, j_end - j)));
+    fill_up<T>(to, block.depth);
   };
-  const int64_t most_steps = lanes_of<T>(block_depth<T>(K));
-  if (i_end - i_begin <= kTall / rows * rows) {  // each panel of B is used once: packed just before, it does not leave the cache
+  const int64_t most_steps = panel_steps<T>(block_depth<T>(K));
+  if (i_end - i_begin <= kTall / tiling.rows * tiling.rows) {  // each panel of B is used once: packed just before, it does not leave the cache
     const int64_t together = right.by_rows() && most_steps > kPages ? panels_together<T>(most_steps) * W : W;
     Lane<T>* const packed = scratch<Lane<T>>(Slot::pack_b, most_steps * together);
     for_blocks<T>(K, [&](const Block<T>& block) {
-      const int64_t steps = lanes_of<T>(block.depth);
+      const int64_t steps = panel_steps<T>(block.depth);
       int64_t begin = j_begin, end = j_begin;
       const auto panel = [&](int64_t j) -> PanelOf<T> {
         if constexpr (kPacksInTile<T> && !Left::kDirect)
@@ -165,10 +200,11 @@ void gemm_part(int64_t K, const Left& left, const Right& right, int64_t i_begin,
             for (int64_t at = begin; at < end; at += W)
               right.panel(packed + (at - begin) * steps + k / kPair<T> * W, block.k0 + k, min_of(share, block.depth - k), at,
                           static_cast<int>(min_of<int64_t>(W, end - at)));
+          for (int64_t at = begin; at < end; at += W) fill_up<T>(packed + (at - begin) * steps, block.depth);
         }
         return {packed + (j - begin) * steps};
       };
-      gemm_block<T>(left, i_begin, i_end, rows, block, panel, j_begin, j_end, c, ldc, e);
+      gemm_block<T>(left, i_begin, i_end, tiling, block, panel, j_begin, j_end, c, ldc, e);
     });
     return;
   }
@@ -176,9 +212,9 @@ void gemm_part(int64_t K, const Left& left, const Right& right, int64_t i_begin,
     const int64_t j1 = min_of(j_end, j0 + kWide);
     Lane<T>* const packed = scratch<Lane<T>>(Slot::pack_b, most_steps * ceil_div(j1 - j0, W) * W);
     for_blocks<T>(K, [&](const Block<T>& block) {
-      const auto panel = [&](int64_t j) { return PanelOf<T>{packed + (j - j0) * lanes_of<T>(block.depth)}; };
+      const auto panel = [&](int64_t j) { return PanelOf<T>{packed + (j - j0) * panel_steps<T>(block.depth)}; };
       for (int64_t j = j0; j < j1; j += W) pack(panel(j).packed, block, j);
-      gemm_block<T>(left, i_begin, i_end, rows, block, panel, j0, j1, c, ldc, e);
+      gemm_block<T>(left, i_begin, i_end, tiling, block, panel, j0, j1, c, ldc, e);
     });
   }
 }
@@ -198,17 +234,17 @@ void gemm(int64_t M, int64_t N, int64_t K, const Left& left, const Right& right,
     }
   if (K == 0) return gemm_empty<T>(M, N, c, ldc, e);
   constexpr int W = kColumns<T>;
-  const int rows = panel_rows(M, Left::kDirect ? kDirectRows : kRows);
-  const int64_t row_panels = ceil_div(M, rows), panels = ceil_div(N, W);
+  const Tiling tiling = tiling_of<T>(M, Left::kDirect);
+  const int64_t rows = tiling.rows, row_panels = ceil_div(M, rows), panels = ceil_div(N, W);
   // One parallel region, split along the longer side: each thread packs its own share of that factor and all of the
   // other, smaller one. That costs less than the barriers of packing together.
   if (row_panels > panels)
     parallel(row_panels, kParallelWork / (rows * N * K) + 1, [&](int64_t begin, int64_t end) {
-      gemm_part<T>(K, left, right, begin * rows, min_of(M, end * rows), rows, 0, N, c, ldc, e);
+      gemm_part<T>(K, left, right, begin * rows, min_of(M, end * rows), tiling, 0, N, c, ldc, e);
     });
   else
     parallel(panels, kParallelWork / (M * W * K) + 1, [&](int64_t begin, int64_t end) {
-      gemm_part<T>(K, left, right, 0, M, rows, begin * W, min_of(N, end * W), c, ldc, e);
+      gemm_part<T>(K, left, right, 0, M, tiling, begin * W, min_of(N, end * W), c, ldc, e);
     });
 }
 
@@ -220,8 +256,9 @@ void gemm_packed(int64_t M, const Left& left, const RightPacked<T>& right, Wide<
   const int64_t width = ceil_div(right.N, kColumns<T>) * kColumns<T>;
   for_blocks<T>(right.K, [&](const Block<T>& block) {
     Lane<T>* packed = right.data + block.k0 / kPair<T> * width;
-    const auto panel = [&](int64_t j) { return PanelOf<T>{packed + j * lanes_of<T>(block.depth)}; };
-    gemm_block<T>(left, 0, M, panel_rows(M, Left::kDirect ? kDirectRows : kRows), block, panel, 0, right.N, c, ldc, e);
+    const auto panel = [&](int64_t j) { return PanelOf<T>{packed + j * panel_steps<T>(block.depth)}; };
+    const Tiling tiling = right.tiling.unit ? right.tiling : Tiling{panel_rows(M, Left::kDirect ? kDirectRows : kRows), false};
+    gemm_block<T>(left, 0, M, tiling, block, panel, 0, right.N, c, ldc, e);
   });
 }
 

@@ -3,6 +3,7 @@
 // Panels hold Lane<T> (bf16.h), `depth` counts elements along K. A source may be of the product's type T or of Wide<T>.
 #pragma once
 
+#include "amx.h"
 #include "gemm_tile.h"
 
 namespace ts::TS_ISA {
@@ -41,6 +42,24 @@ struct LeftStrided {
                                                               min_of(rows - i, kLanes<int32_t>)));
     }
   }
+#if defined(TS_AMX)
+  // A panel for the matrix unit (amx.h), filled up with zeros along K.
+  void lines(int32_t* buffer, int64_t i0, int rows, int64_t k0, int64_t depth) const {
+    const T* src = a + i0 * row_stride + k0 * column_stride;
+    for (int64_t k = 0; k < depth; k += 2 * kTile, buffer += kTile * kPanel) {
+      const int here = static_cast<int>(min_of<int64_t>(2 * kTile, depth - k));
+      if (column_stride == 1) {
+        for (int i = 0; i < rows; ++i) store<int32_t>(buffer + i * kTile, load_pairs(src + i * row_stride + k, here));
+        continue;
+      }  // row_stride == 1
+      if (here < 2 * kTile) std::memset(buffer, 0, sizeof(int32_t) * kTile * kPanel);
+      transpose_rows<int32_t>(buffer, kTile, lanes_of<bf16>(here), rows, [&](int64_t pair, int64_t i, int n) {
+        const T* low = src + (k + 2 * pair) * column_stride + i;
+        return zip_pairs(low, 2 * pair + 1 < here ? low + column_stride : nullptr, n);
+      });
+    }
+  }
+#endif
 };
 
 // A matrix a[i * pitch + k] as the left factor, read as it lies: each of a tile's rows through a pointer of its own. Without

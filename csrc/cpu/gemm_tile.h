@@ -18,11 +18,39 @@ constexpr int kRows = 6, kUnroll = 2, kStepsAhead = 0, kNearC = 3;
 #endif
 template <class T>
 constexpr int kColumns = 2 * kLanes<Wide<T>>;
+// Panels of pairs are filled up with zeros to whole tiles of a matrix unit (amx.h).
+#if defined(__AVX512BF16__) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
+#define TS_AMX 1
+#endif
+template <class T>
+constexpr int64_t kStepsTogether = kPair<T> == 1 ? 1 : 16;
+template <class T>
+TS_INLINE int64_t panel_steps(int64_t depth) { return ceil_div(lanes_of<T>(depth), kStepsTogether<T>) * kStepsTogether<T>; }
+template <class T>
+TS_INLINE void fill_up([[maybe_unused]] Lane<T>* panel, [[maybe_unused]] int64_t depth) {
+  if constexpr (kStepsTogether<T> > 1)
+    for (int64_t k = lanes_of<T>(depth) * kColumns<T>; k < panel_steps<T>(depth) * kColumns<T>; k += kLanes<Lane<T>>)
+      store<Lane<T>>(panel + k, Vec<Lane<T>>{});
+}
 // Rows of a tile that reads A as it lies: more than 6 pointers would not fit the integer registers.
 constexpr int kDirectRows = 6;
 
 constexpr int kAhead = 8;  // rows that are asked for before they are copied
 constexpr int64_t kLine = 64;  // bytes of a cache line
+
+template <class T>
+struct Epilogue {
+  const T* row_bias = nullptr;  // [M], added to every column
+  const T* column_bias = nullptr;  // [N], added to every row
+  bool relu = false;
+  bool accumulate = false;  // add to what C holds
+};
+
+template <class T>
+struct Block {  // of K: steps [k0, k0 + depth); whether it is the first and the last
+  int64_t k0, depth;
+  bool first, last;
+};
 
 // change(sum, i, v) for each sum of a register tile. So a condition is met once a tile: met once a row, they took as long as
 // 20 steps of products (short sums, as in weight gradients of small batches, were 1.13 times slower for it).

@@ -38,10 +38,10 @@ Tensor empty(const Tensor& like, const Ints& sizes, ScalarType type, bool last) 
 inline ScalarType compute_type(ScalarType t) {
   return t == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
-// The same for an op that has bf16 kernels: bfloat16 stays where avx512_bf16 is in use. An op asks once: the instruction
+// The same for an op that has bf16 kernels: bfloat16 stays where avx512_bf16 or more is in use. An op asks once: the instruction
 // set may be forced from another thread at any time.
 inline ScalarType kernel_type(ScalarType t) {
-  return t == ScalarType::BFloat16 && isa_active() == Isa::avx512_bf16 ? t : compute_type(t);
+  return t == ScalarType::BFloat16 && isa_active() >= Isa::avx512_bf16 ? t : compute_type(t);
 }
 // The operand as the kernels read it: contiguous, of the type they take.
 template <class Tensor>

@@ -17,11 +17,19 @@
 #include <tuple>
 #include <vector>
 
+// As gemm_tile.h decides it.
+#if defined(TS_BUILT_AVX512_BF16) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
+#define TS_BUILT_AVX512_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace ts {
 namespace {
 
-constexpr const char* kNames[] = {"base", "avx2", "avx512", "avx512_bf16"};
-constexpr int kCount = 4;
+constexpr const char* kNames[] = {"base", "avx2", "avx512", "avx512_bf16", "avx512_amx"};
+constexpr int kCount = 5;
 constexpr int kNotForced = -1;
 
 constexpr bool built(Isa isa) {
@@ -36,8 +44,26 @@ constexpr bool built(Isa isa) {
 #if defined(TS_BUILT_AVX512_BF16)
     case Isa::avx512_bf16: return true;
 #endif
+#if defined(TS_BUILT_AVX512_AMX)
+    case Isa::avx512_amx: return true;
+#endif
     default: return false;
   }
+}
+
+// Whether there is a matrix unit for bfloat16, and the system lets this process use it: its registers are large, so Linux
+// wants to be asked before it makes room for them. The answer holds for all threads, and for children made by fork.
+bool may_use_matrix_unit() {
+#if defined(TS_BUILT_AVX512_AMX)
+  constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;
+  constexpr long kAskForState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a, b, c, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTiles)) != (kBf16 | kTiles)) return false;
+  static const bool granted = syscall(SYS_arch_prctl, kAskForState, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
 }
 
 // The features named here are those of the -m flags in buildtools/toolchain.py. f16c is not asked for: old compilers do
@@ -54,6 +80,7 @@ bool machine_has(Isa isa) {
     case Isa::avx2: return avx2;
     case Isa::avx512: return avx512;
     case Isa::avx512_bf16: return avx512 && __builtin_cpu_supports("avx512bf16");
+    case Isa::avx512_amx: return machine_has(Isa::avx512_bf16) && may_use_matrix_unit();
   }
   return false;
 #else

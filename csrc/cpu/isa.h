@@ -5,12 +5,13 @@
 // schemas, registration. So no function compiled for AVX-512 can be picked by the linker for a machine without it.
 //
 // avx512_bf16 is AVX-512 with products of bfloat16 pairs: it holds the bfloat16 kernels alone, and where it is in use
-// float32 and float64 run on the avx512 bodies. Under any other set bfloat16 tensors are computed in float32.
+// float32 and float64 run on the avx512 bodies. avx512_amx is the same with products of matrices on the matrix unit (amx.h).
+// Under any other set bfloat16 tensors are computed in float32.
 #pragma once
 
 namespace ts {
 
-enum class Isa : int { base = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3 };
+enum class Isa : int { base = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3, avx512_amx = 4 };
 
 Isa isa_found();   // the best that both this machine and this build have
 Isa isa_active();  // what the kernels use: the forced one, else the found one
@@ -26,7 +27,7 @@ struct Registered {
 extern "C" {
 __attribute__((visibility("default"))) const char* ts_isa_found();
 __attribute__((visibility("default"))) const char* ts_isa_active();
-__attribute__((visibility("default"))) const char* ts_isa_built();             // comma-separated, e.g. "base,avx2,avx512,avx512_bf16"
+__attribute__((visibility("default"))) const char* ts_isa_built();             // comma-separated, e.g. "base,avx2,avx512"
 __attribute__((visibility("default"))) int ts_isa_force(const char* name);     // "" undoes; 0 done, 1 unknown name, 2 not on this machine
 __attribute__((visibility("default"))) int ts_threads();                       // what torch.get_num_threads() gives the kernels
 __attribute__((visibility("default"))) const char* ts_registry();              // lines "op backend dtypes"

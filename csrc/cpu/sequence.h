@@ -65,8 +65,8 @@ void run_steps(const Dims& d, const Cell& cell, bool reverse, const InputPart<Wi
   };
   if (unpacked<T>(d))
     return steps(0, d.B, [&](int64_t rows, const W* from, W* hg) { project<T>(rows, H, G * H, from, w_hh, b_hh, false, hg); });
-  const RightPacked<T> packed = RightPacked<T>::pack(scratch<Lane<T>>(Slot::transposed, RightPacked<T>::size(H, G * H)), H,
-                                                     G * H, RightStrided<T>{w_hh, 1, H});
+  const RightPacked<T> packed = RightPacked<T>::pack(scratch<Lane<T>>(Slot::transposed, RightPacked<T>::size(H, G * H)), d.B,
+                                                     H, G * H, RightStrided<T>{w_hh, 1, H});
   parallel(d.B, batch_grain(d, G), [&](int64_t begin, int64_t end) {
     steps(begin, end, [&](int64_t rows, const W* from, W* hg) {
       gemm_packed<T>(rows, LeftStrided<W>{from, H, 1}, packed, hg, G * H, {.column_bias = b_hh});
@@ -162,7 +162,7 @@ void run_steps_back(const Dims& d, const Cell& cell, bool reverse, const T* w_hh
   if (unpacked<T>(d))
     return steps(0, d.B, [&](int64_t rows, const W* dhg, W* dh) { project_back<T>(rows, H, G * H, dhg, w_hh, dh, true); });
   const RightPacked<T> packed = RightPacked<T>::pack(scratch<Lane<T>>(Slot::transposed, RightPacked<T>::size(G * H, H)),
-                                                     G * H, H, RightStrided<T>{w_hh, H, 1});
+                                                     d.B, G * H, H, RightStrided<T>{w_hh, H, 1});
   parallel(d.B, batch_grain(d, G), [&](int64_t begin, int64_t end) {
     steps(begin, end, [&](int64_t rows, const W* dhg, W* dh) {
       gemm_packed<T>(rows, LeftStrided<W>{dhg, G * H, 1}, packed, dh, H, {.accumulate = true});

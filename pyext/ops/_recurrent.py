@@ -36,7 +36,7 @@ from ._checks import only_tensors, same_device
 
 #: Hidden units up to which sequences on a GPU are ours where nothing was measured: packed or recorded ones, and others.
 SMALL_ON_CUDA, VERY_SMALL_ON_CUDA = 128, 32
-#: Hidden units from which bfloat16 sequences are native's on a processor with AMX, and a GRU's that is not packed.
+#: Hidden units from which bfloat16 sequences are native's where it alone multiplies on AMX, and a GRU's that is not packed.
 LARGE_WITH_AMX, LARGE_PADDED_WITH_AMX = 256, 64
 
 #: Rows up to which an embedding counts as the smaller one in a graph that leaves the number of steps open.
@@ -231,10 +231,10 @@ def _rule_on_cuda(name: str, data: Tensor, hidden: int, packed_or_recorded: bool
 
 
 def _rule_with_amx(name: str, data: Tensor, hidden: int, padded: bool) -> str:
-    """On an Emerald Rapids ours was 0.2-0.3 as fast with 1,024 hidden units, and with 100 of a GRU 0.5-0.8 padded, 1.1-1.2
-    packed; an RNN's with 128 1.0-1.2."""
+    """On an Emerald Rapids ours on vectors was 0.2-0.3 as fast with 1,024 hidden units, and with 100 of a GRU 0.5-0.8 padded,
+    1.1-1.2 packed; an RNN's with 128 1.0-1.2."""
     least = LARGE_PADDED_WITH_AMX if padded and name == "gru" else LARGE_WITH_AMX
-    return NATIVE_WITH_AMX if hidden >= least and unmeasured_with_amx(name, data) else ""
+    return NATIVE_WITH_AMX if hidden >= least and unmeasured_with_amx(name, data, products=True) else ""
 
 
 def _packed_batch(packed: PackedSequence, hx: Tensor | None) -> int:
