@@ -197,18 +197,17 @@ def by_default(op: str) -> bool:
     return RULES and op not in MEASURED and chosen(op) == "auto" and not is_compiling()
 
 
-#: Whether the processor has AMX, in which torch's libraries multiply bfloat16; of ours products do, convolutions do not.
+#: Whether the processor has AMX, in which torch's libraries multiply bfloat16, and our kernels under their set for it.
 AMX = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
-NATIVE_WITH_AMX = "bfloat16 on a processor with AMX, which native's kernel uses and ours does not"
+NATIVE_WITH_AMX = (
+    "bfloat16 on a processor with AMX, which native's kernel uses and ours, under this instruction set, does not"
+)
 
 
-def unmeasured_with_amx(op: str, input: Any, products: bool = False) -> bool:
-    """Whether a call is one of bfloat16 that AMX computes for native but not for us, and nothing says which to take.
-
-    ``products``: whether the op consists of products of matrices, for which ours use AMX under their set for it."""
-    if not (AMX and input.dtype == torch.bfloat16 and input.is_cpu and by_default(op)):
-        return False
-    return not (products and _native.isa_active() == "avx512_amx")
+def unmeasured_with_amx(op: str, input: Any) -> bool:
+    """Whether a call is one of bfloat16 that AMX computes for native but not for us, and nothing says which to take."""
+    with_amx = AMX and input.dtype == torch.bfloat16 and input.is_cpu and by_default(op)
+    return with_amx and _native.isa_active() != "avx512_amx"
 
 
 def leave(op: str, reason: str) -> None:

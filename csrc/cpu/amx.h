@@ -12,6 +12,8 @@
 namespace ts::TS_ISA {
 
 constexpr int kTile = 16, kPanel = 2 * kTile;  // rows, columns or lanes of one tile; of the two that a product takes together
+constexpr int64_t kLeastLanes = 4, kLeastPlanes = 2, kLeastChannels = 4;  // of a convolution, see conv_amx.h
+constexpr int64_t kUnitSpeed = 8;  // multiply-adds in the time of one on vectors
 constexpr int64_t kLeastRows = 9;  // of A: fewer leave most of a tile empty
 
 // The unit's registers: 0 to 3 hold sums, 4 and 5 tiles of A, 6 and 7 of B. Compilers do not know what they hold, nor older
@@ -19,46 +21,66 @@ constexpr int64_t kLeastRows = 9;  // of A: fewer leave most of a tile empty
 #define TS_TILES __attribute__((target("amx-tile,amx-bf16"), noinline))
 #define TS_FENCE asm volatile("" ::: "memory")
 
-// Between these two the unit is in use. It is given back, because its registers are part of what a thread's switch saves.
-TS_TILES inline void begin_tiles() {
+// Between these two the unit is in use, with tiles of `rows` rows of sums and `lanes` lanes along K. It is given back, because its
+// registers are part of what a thread's switch saves.
+TS_TILES inline void begin_tiles(int rows = kTile, int lanes = kTile) {
   struct alignas(64) {
     uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
   } shape;
+  for (int i = 0; i < 8; ++i) {
+    const bool left = i == 4 || i == 5, right = i > 5;
+    shape.rows[i] = static_cast<uint8_t>(right ? lanes : rows);
+    shape.row_bytes[i] = static_cast<uint16_t>(4 * (left ? lanes : kTile));
+  }
   TS_FENCE;
   _tile_loadconfig(&shape);
 }
 TS_TILES inline void end_tiles() { _tile_release(); }
 
-// sums[16 M][32]: M tiles of a panel of A, times N tiles of a panel of B, over `tiles` tiles along K.
-template <int M, int N>
-TS_TILES void multiply_tiles(int64_t tiles, const int32_t* a, const int32_t* b, float* sums) {
-  constexpr int64_t kLeft = kTile * sizeof(int32_t), kRow = kPanel * sizeof(int32_t);  // bytes of a row: of A; of B and the sums
+// Where the factors of M x N tiles of sums lie: tile t of A from a + t * a_next on, its rows a_row lanes apart; tile t of B from
+// b + 16 t on, its rows b_row apart. f(step, a, b) sets both for each step along K.
+struct TilePlaces {
+  int64_t a_row, a_next, b_row;
+};
+
+// sums[M rows][32] of M x N tiles, over all steps.
+template <int M, int N, class Step>
+TS_TILES void multiply_tiles(int64_t steps, const TilePlaces& places, int rows, Step step, float* sums) {
+  constexpr int64_t kRow = kPanel * sizeof(float);
+  const int64_t a_row = places.a_row * sizeof(int32_t), b_row = places.b_row * sizeof(int32_t);
   TS_FENCE;
   _tile_zero(0);
   if constexpr (N == 2) _tile_zero(1);
   if constexpr (M == 2) _tile_zero(2);
   if constexpr (M == 2 && N == 2) _tile_zero(3);
-  for (int64_t k = 0; k < tiles; ++k, a += kTile * kPanel, b += kTile * kPanel) {
-    _tile_loadd(6, b, kRow);
-    _tile_loadd(4, a, kLeft);
+  for (int64_t k = 0; k < steps; ++k) {
+    const int32_t *a, *b;
+    step(k, a, b);
+    _tile_loadd(6, b, b_row);
+    _tile_loadd(4, a, a_row);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (N == 2) {
-      _tile_loadd(7, b + kTile, kRow);
+      _tile_loadd(7, b + kTile, b_row);
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (M == 2) {
-      _tile_loadd(5, a + kTile * kTile, kLeft);
+      _tile_loadd(5, a + places.a_next, a_row);
       _tile_dpbf16ps(2, 5, 6);
       if constexpr (N == 2) _tile_dpbf16ps(3, 5, 7);
     }
   }
   _tile_stored(0, sums, kRow);
   if constexpr (N == 2) _tile_stored(1, sums + kTile, kRow);
-  if constexpr (M == 2) _tile_stored(2, sums + kTile * kPanel, kRow);
-  if constexpr (M == 2 && N == 2) _tile_stored(3, sums + kTile * kPanel + kTile, kRow);
+  if constexpr (M == 2) _tile_stored(2, sums + rows * kPanel, kRow);
+  if constexpr (M == 2 && N == 2) _tile_stored(3, sums + rows * kPanel + kTile, kRow);
   TS_FENCE;
+}
+template <class Step>
+TS_INLINE void multiply_tiles(bool two_rows, bool two_columns, int64_t steps, const TilePlaces& places, int rows, Step step, float* sums) {
+  if (two_rows) two_columns ? multiply_tiles<2, 2>(steps, places, rows, step, sums) : multiply_tiles<2, 1>(steps, places, rows, step, sums);
+  else two_columns ? multiply_tiles<1, 2>(steps, places, rows, step, sums) : multiply_tiles<1, 1>(steps, places, rows, step, sums);
 }
 
 #undef TS_TILES
@@ -77,15 +99,11 @@ TS_INLINE void store_row(bf16* to, Vec<float> low, Vec<float> high, int columns)
   else _mm512_mask_storeu_epi16(to, (__mmask32)((1u << columns) - 1), both);
 }
 
-// The tile of C that `rows` rows of A and `columns` columns of a panel of B make, both at most kPanel.
+// Writes sums of `rows` rows and `columns` columns to C, after its epilogue.
 template <class C>
-void amx_tile(int64_t tiles, const int32_t* a, const int32_t* b, int rows, int columns, C* c, int64_t ldc,
-              const bf16* row_bias, const bf16* column_bias, bool accumulate, bool relu_at_end) {
+void write_sums(const float* sums, int rows, int columns, C* c, int64_t ldc, const bf16* row_bias, const bf16* column_bias, bool accumulate,
+                bool relu_at_end) {
   constexpr int L = kLanes<float>;
-  alignas(64) float sums[kPanel * kPanel];
-  const auto multiply = rows > kTile ? columns > kTile ? multiply_tiles<2, 2> : multiply_tiles<2, 1>
-                                     : columns > kTile ? multiply_tiles<1, 2> : multiply_tiles<1, 1>;
-  multiply(tiles, a, b, sums);
   const int low = min_of(columns, L), high = columns - low;
   const auto each_row = [&](const auto& change) __attribute__((always_inline)) {
     for (int i = 0; i < rows; ++i, c += ldc) {

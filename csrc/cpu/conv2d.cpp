@@ -63,11 +63,23 @@ void conv2d_forward(const conv2d::Forward<T>& p) {
   const int64_t planes = lanes_of<T>(s.Cg), depth = planes * s.area;
   const Expansion e = input_expansion(d, d.G * planes);
   const bool copied = copies_cells<T>(s.Kg), lined = copied && RightLines<T>::serves(e), in_place = copied && d.N * s.cells <= kCellsInPlace;
-  Lane<T>* packed = in_place ? nullptr : scratch<Lane<T>>(Slot::transposed, d.K * depth);
-  for (int64_t g = 0; g < d.G && !in_place; ++g)
-    pack_weights<T>(packed + g * s.Kg * depth, s.Kg, s.Cg, s.area, p.w + g * s.Kg * s.window);
+  const UnitTiles unit = unit_tiles<T>(s.Kg, planes);
+  const int64_t weights = packed_size<T>(unit, s.Kg, planes) * s.area;
+  Lane<T>* packed = in_place ? nullptr : scratch<Lane<T>>(Slot::transposed, d.G * weights);
+  for (int64_t g = 0; g < d.G && !in_place; ++g) {
+    const T* w = p.w + g * s.Kg * s.window;
+#if defined(TS_AMX)
+    if constexpr (kPair<T> == 2)
+      if (unit.rows) {
+        pack_tiles(packed + g * weights, unit, lane_planes<T>(w, s.Kg, s.Cg, s.area, Slot::planes), s.Kg, d.KH, d.KW, depth, s.area, d.KW);
+        continue;
+      }
+#endif
+    pack_weights<T>(packed + g * weights, s.Kg, s.Cg, s.area, w);
+  }
   int64_t* offset = scratch<int64_t>(Slot::cells, 2 * depth);
   if (lined) RightLines<T>::offsets(e, offset, planes);
+  else if (unit.rows) tile_offsets(offset, unit, e);
   else e.offsets(offset, planes);
   parallel(d.N, images_a_thread(d, s), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
@@ -76,8 +88,8 @@ void conv2d_forward(const conv2d::Forward<T>& p) {
       Wide<T>* image = d.pool ? scratch<Wide<T>>(Slot::pixels, d.K * s.cells) : nullptr;
       for (int64_t g = 0; g < d.G; ++g) {
         const ImageProduct<T> product{x + g * planes * (lined ? d.H * d.W : d.KW * e.plane()), offset, s.Kg, depth, s.cells,
-                                      in_place ? nullptr : packed + g * s.Kg * depth, p.bias ? p.bias + g * s.Kg : nullptr, d.relu,
-                                      lined ? &e : nullptr, in_place ? p.w + g * s.Kg * s.window : nullptr};
+                                      in_place ? nullptr : packed + g * weights, p.bias ? p.bias + g * s.Kg : nullptr, d.relu,
+                                      lined ? &e : nullptr, in_place ? p.w + g * s.Kg * s.window : nullptr, {}, unit, d.KW * e.plane()};
         if (d.pool) product.run(image + g * s.Kg * s.cells);
         else product.run(p.y + (n * d.K + g * s.Kg) * s.cells);
       }
@@ -151,10 +163,15 @@ void backward_images(const conv2d::Backward<T>& p, const Sizes& s, const Plan& p
       const int64_t images = lanes_of<T>(count);
       const Lane<T>* x = expanded<Lane<T>>(lane_planes<T>(p.x + first * image, 1, count, image, Slot::planes), images, e, Slot::batch);
       const Lane<T>* lanes = lane_planes<T>(g, 1, count, cells, Slot::pairs);
-      for (int64_t group = 0; group < d.G; ++group)
-        add_weight_gradient<T>(Taps<T>{lanes + group * s.Kg * s.cells, x + group * s.Cg * d.KW * e.plane(), g_image, e.size(),
-                                       images, s.cells, plan.offset},
-                               s.Kg, s.window, dw + group * s.Kg * s.window);
+      for (int64_t group = 0; group < d.G; ++group) {
+        const Taps<T> taps{lanes + group * s.Kg * s.cells, x + group * s.Cg * d.KW * e.plane(), g_image, e.size(), images, s.cells, plan.offset};
+        Wide<T>* const to = dw + group * s.Kg * s.window;
+#if defined(TS_AMX)
+        if constexpr (kPair<T> == 2)
+          if (unit_weight_gradient(taps, s.Kg, s.Cg, e, to)) continue;
+#endif
+        add_weight_gradient<T>(taps, s.Kg, s.window, to);
+      }
     }
     for (int64_t n = 0; n < count; ++n) {
       if (p.db) bias_gradient<T>(g + n * g_image, d.K, s.cells, db);
@@ -216,7 +233,7 @@ void conv2d_backward(const conv2d::Backward<T>& p) {
   const Plan plan = plan_of<T>(d, s, offset);
   Dims of_data = d;
   if (!p.dx) of_data.H = 0;  // no phases, nothing to pack
-  const DataGradient<T> data(of_data, p.w, scratch<Lane<T>>(Slot::transposed, d.C * planes * s.area), offset + s.window);
+  const DataGradient<T> data(of_data, p.w, scratch<Lane<T>>(Slot::transposed, DataGradient<T>::size(d)), offset + s.window);
   // The sums of share 0 are made where the results go, unless those are of another type.
   const int64_t weights = p.dw ? d.K * s.window : 0, share_size = weights + d.K;
   const bool in_place = kPair<T> == 1 && p.dw;

@@ -56,16 +56,25 @@ template <class T>
 struct DataGradient {
   const conv2d::Dims& d;
   int64_t Cg, Kg, planes;  // planes of lanes: Kg, or with pairs of channels half as many
+  UnitTiles unit;
+  int64_t weights;         // lanes of all groups' packed weights, for each window cell
   Lane<T>* packed;         // [SH][SW] parts of [G][Cg][window], in panels
   int64_t* offset;         // [SH][SW] parts of [window], each followed by its taps (RightLines)
 
-  // w: [K, Cg, KH, KW]. `offset` has room for 2 * planes * KH * KW, `packed_to` for C * planes * KH * KW.
+  static int64_t size(const conv2d::Dims& d) {  // of `packed`
+    const int64_t Cg = d.C / d.G, planes = lanes_of<T>(d.K / d.G);
+    return d.G * packed_size<T>(unit_tiles<T>(Cg, planes), Cg, planes) * d.KH * d.KW;
+  }
+
+  // w: [K, Cg, KH, KW]. `offset` has room for 2 * planes * KH * KW.
   DataGradient(const conv2d::Dims& dims, const T* w, Lane<T>* packed_to, int64_t* offset_to)
-      : d(dims), Cg(d.C / d.G), Kg(d.K / d.G), planes(lanes_of<T>(Kg)), packed(packed_to), offset(offset_to) {
+      : d(dims), Cg(d.C / d.G), Kg(d.K / d.G), planes(lanes_of<T>(Kg)), unit(unit_tiles<T>(Cg, planes)),
+        weights(d.G * packed_size<T>(unit, Cg, planes)), packed(packed_to), offset(offset_to) {
     each_phase([&](const Phase& rows, const Phase& columns, int64_t, Lane<T>* to, int64_t* at) {
       pack(w, rows, columns, to);
       const Expansion e = expansion(rows, columns);
       if (lined(e)) return RightLines<T>::offsets(e, at, planes);
+      if (unit.rows) return tile_offsets(at, unit, e);
       for (int64_t kh = 0; kh < e.KH; ++kh)
         for (int64_t k = 0; k < planes; ++k)
           for (int64_t kw = 0; kw < e.KW; ++kw) *at++ = e.offset(k, kh, kw);
@@ -86,7 +95,7 @@ struct DataGradient {
     for (int64_t b = 0; b < min_of(d.SW, d.W); ++b) {
       const Phase columns = column_phase(d, b);
       f(rows, columns, b, to, at);
-      to += d.C * planes * rows.taps * columns.taps;
+      to += weights * rows.taps * columns.taps;
       at += 2 * planes * rows.taps * columns.taps;
     }
   }
@@ -100,7 +109,7 @@ struct DataGradient {
     const int64_t taps = column_taps();
     int64_t before = 0;
     for (int64_t a = 0; a < min_of(d.SH, d.H); ++a) {
-      each_column_phase(a, packed + d.C * planes * before * taps, offset + 2 * planes * before * taps, f);
+      each_column_phase(a, packed + weights * before * taps, offset + 2 * planes * before * taps, f);
       before += row_phase(d, a).taps;
     }
   }
@@ -145,13 +154,22 @@ struct DataGradient {
             for (int64_t jw = columns.taps - 1; jw >= 0; --jw) *cell++ = from[jw * columns.step];
           }
       }
-      if (depth > 0) pack_lanes<T>(to + g * Cg * depth, Cg, depth, lane_planes<T>(part, Cg * rows.taps, Kg, columns.taps, Slot::planes));
+      if (depth == 0) continue;
+      const Lane<T>* lanes = lane_planes<T>(part, Cg * rows.taps, Kg, columns.taps, Slot::planes);
+      Lane<T>* const packed_group = to + weights / d.G * g * rows.taps * columns.taps;
+#if defined(TS_AMX)
+      if (unit.rows) {
+        pack_tiles(packed_group, unit, lanes, Cg, rows.taps, columns.taps, depth, columns.taps, planes * columns.taps);
+        continue;
+      }
+#endif
+      pack_lanes<T>(packed_group, Cg, depth, lanes);
     }
   }
 
   // g: as planes of lanes. Y: T or Wide<T>.
   template <class Y>
-  void product(const Lane<T>* g, const Phase& rows, const Phase& columns, const Lane<T>* weights, const int64_t* at, Y* to) const {
+  void product(const Lane<T>* g, const Phase& rows, const Phase& columns, const Lane<T>* packed_weights, const int64_t* at, Y* to) const {
     const Expansion e = expansion(rows, columns);
     const bool in_lines = lined(e);
     const Lane<T>* source = in_lines ? g : expanded<Lane<T>>(g, 1, e, Slot::image);
@@ -159,8 +177,8 @@ struct DataGradient {
     const int64_t row_depth = planes * e.KW, depth = row_depth * e.KH, cells = e.OH * e.OW;
     const WindowRows window = in_lines ? WindowRows{} : WindowRows{e.OW, e.top, e.H, e.KH, e.DH, row_depth};
     for (int64_t group = 0; group < d.G; ++group)
-      ImageProduct<T>{source + group * group_size, at, Cg, depth, cells, weights + group * Cg * depth, nullptr, false,
-                      in_lines ? &e : nullptr, nullptr, window}
+      ImageProduct<T>{source + group * group_size, at, Cg, depth, cells, packed_weights + weights / d.G * group * e.KH * e.KW, nullptr, false,
+                      in_lines ? &e : nullptr, nullptr, window, unit, e.KW * e.plane()}
           .run(to + group * Cg * cells);
   }
 
@@ -178,7 +196,7 @@ struct DataGradient {
     for (int64_t a = 0, before = 0; a < min_of(d.SH, d.H); ++a) {
       const Phase rows = row_phase(d, a);
       W* to = parts;
-      each_column_phase(a, packed + d.C * planes * before * taps, offset + 2 * planes * before * taps,
+      each_column_phase(a, packed + weights * before * taps, offset + 2 * planes * before * taps,
                         [&](const Phase&, const Phase& columns, int64_t, const Lane<T>* weights, const int64_t* at) {
                           if (rows.taps * columns.taps > 0) product(g, rows, columns, weights, at, to);
                           to += d.C * rows.count * columns.count;

@@ -234,7 +234,7 @@ def _rule_with_amx(name: str, data: Tensor, hidden: int, padded: bool) -> str:
     """On an Emerald Rapids ours on vectors was 0.2-0.3 as fast with 1,024 hidden units, and with 100 of a GRU 0.5-0.8 padded,
     1.1-1.2 packed; an RNN's with 128 1.0-1.2."""
     least = LARGE_PADDED_WITH_AMX if padded and name == "gru" else LARGE_WITH_AMX
-    return NATIVE_WITH_AMX if hidden >= least and unmeasured_with_amx(name, data, products=True) else ""
+    return NATIVE_WITH_AMX if hidden >= least and unmeasured_with_amx(name, data) else ""
 
 
 def _packed_batch(packed: PackedSequence, hx: Tensor | None) -> int:
