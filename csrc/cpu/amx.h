@@ -12,9 +12,16 @@
 namespace ts::TS_ISA {
 
 constexpr int kTile = 16, kPanel = 2 * kTile;  // rows, columns or lanes of one tile; of the two that a product takes together
-constexpr int64_t kLeastLanes = 4, kLeastPlanes = 2, kLeastChannels = 4;  // of a convolution, see conv_amx.h
-constexpr int64_t kUnitSpeed = 8;  // multiply-adds in the time of one on vectors
-constexpr int64_t kLeastRows = 9;  // of A: fewer leave most of a tile empty
+constexpr int64_t kUnitSpeed = 8;   // multiply-adds in the time of one on vectors
+constexpr int64_t kColumnsInPlace = 512;
+constexpr int64_t kLeastRows = 5;  // of A: fewer leave most of a tile empty
+
+// The largest number of lanes for a tile, at most 16 and at least 4 or all of them, that divides them all; else 0.
+TS_INLINE int equal_lanes(int64_t all) {
+  for (int64_t lanes = min_of<int64_t>(kTile, all); lanes > 1 && (lanes >= 4 || lanes == all); --lanes)
+    if (all % lanes == 0) return static_cast<int>(lanes);
+  return 0;
+}
 
 // The unit's registers: 0 to 3 hold sums, 4 and 5 tiles of A, 6 and 7 of B. Compilers do not know what they hold, nor older
 // ones that their instructions read memory.

@@ -63,15 +63,20 @@ void conv2d_forward(const conv2d::Forward<T>& p) {
   const int64_t planes = lanes_of<T>(s.Cg), depth = planes * s.area;
   const Expansion e = input_expansion(d, d.G * planes);
   const bool copied = copies_cells<T>(s.Kg), lined = copied && RightLines<T>::serves(e), in_place = copied && d.N * s.cells <= kCellsInPlace;
-  const UnitTiles unit = unit_tiles<T>(s.Kg, planes);
-  const int64_t weights = packed_size<T>(unit, s.Kg, planes) * s.area;
+  const UnitTiles unit = unit_tiles<T>(s.Kg, planes * d.KW);
+  const int64_t weights = unit.rows ? unit_weights(unit, s.Kg, d.KH) : s.Kg * depth;
   Lane<T>* packed = in_place ? nullptr : scratch<Lane<T>>(Slot::transposed, d.G * weights);
   for (int64_t g = 0; g < d.G && !in_place; ++g) {
     const T* w = p.w + g * s.Kg * s.window;
 #if defined(TS_AMX)
     if constexpr (kPair<T> == 2)
       if (unit.rows) {
-        pack_tiles(packed + g * weights, unit, lane_planes<T>(w, s.Kg, s.Cg, s.area, Slot::planes), s.Kg, d.KH, d.KW, depth, s.area, d.KW);
+        T* const rows = scratch<T>(Slot::batch, s.Kg * s.window);  // [Kg, KH, Cg, KW]
+        for (int64_t k = 0; k < s.Kg; ++k)
+          for (int64_t kh = 0; kh < d.KH; ++kh)
+            for (int64_t c = 0; c < s.Cg; ++c)
+              std::memcpy(rows + ((k * d.KH + kh) * s.Cg + c) * d.KW, w + ((k * s.Cg + c) * d.KH + kh) * d.KW, d.KW * sizeof(T));
+        pack_tiles(packed + g * weights, unit, lane_planes<T>(rows, s.Kg * d.KH, s.Cg, d.KW, Slot::planes), s.Kg, d.KH);
         continue;
       }
 #endif
@@ -79,7 +84,7 @@ void conv2d_forward(const conv2d::Forward<T>& p) {
   }
   int64_t* offset = scratch<int64_t>(Slot::cells, 2 * depth);
   if (lined) RightLines<T>::offsets(e, offset, planes);
-  else if (unit.rows) tile_offsets(offset, unit, e);
+  else if (unit.rows) unit_offsets(offset, unit, e);
   else e.offsets(offset, planes);
   parallel(d.N, images_a_thread(d, s), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
@@ -89,7 +94,7 @@ void conv2d_forward(const conv2d::Forward<T>& p) {
       for (int64_t g = 0; g < d.G; ++g) {
         const ImageProduct<T> product{x + g * planes * (lined ? d.H * d.W : d.KW * e.plane()), offset, s.Kg, depth, s.cells,
                                       in_place ? nullptr : packed + g * weights, p.bias ? p.bias + g * s.Kg : nullptr, d.relu,
-                                      lined ? &e : nullptr, in_place ? p.w + g * s.Kg * s.window : nullptr, {}, unit, d.KW * e.plane()};
+                                      lined ? &e : nullptr, in_place ? p.w + g * s.Kg * s.window : nullptr, {}, unit, e.plane(), d.KH};
         if (d.pool) product.run(image + g * s.Kg * s.cells);
         else product.run(p.y + (n * d.K + g * s.Kg) * s.cells);
       }

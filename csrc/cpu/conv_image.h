@@ -18,12 +18,6 @@ void pack_weights(Lane<T>* to, int64_t M, int64_t channels, int64_t area, const 
   pack_lanes<T>(to, M, lanes_of<T>(channels) * area, lane_planes<T>(w, M, channels, area, Slot::planes));
 }
 
-// Lanes that the packed weights of a group take for each window cell.
-template <class T>
-int64_t packed_size(const UnitTiles& unit, int64_t M, int64_t planes) {
-  return unit.rows ? unit.weights(M) : M * planes;
-}
-
 // Steps of a tile at a time, at most, where there are several panels of channels: their weights and the cells they meet, 128 x
 // (64 channels + 16 cells) floats, then stay in a 32 KB L1 while the panels take turns. Where more than 42 channels have their
 // cells copied, 192 x (24 + 16) do too.
@@ -114,8 +108,8 @@ struct ImageProduct {
   const Expansion* lined = nullptr;  // set: `e` is the image itself, read as RightLines, whose taps lie behind `offset`
   const T* direct = nullptr;         // set, where cells are copied: the weights as they lie, in place of `packed`
   WindowRows window = {};
-  UnitTiles unit = {};               // set: `packed` are its tiles, `offset` is its steps'
-  int64_t plane_pitch = 0;           // then: from plane to plane of e
+  UnitTiles unit = {};               // set: `packed` are its tiles, `offset` those of its steps
+  int64_t plane = 0, KH = 0;         // then: from plane to plane of e; window rows
 
   // Steps [first, first + count) of the depth, of which cells [j, j_end) meet more than padding.
   void steps(int64_t j, int64_t j_end, int64_t& first, int64_t& count) const {
@@ -203,7 +197,7 @@ struct ImageProduct {
   void run(Y* y) const {
 #if defined(TS_AMX)
     if constexpr (kPair<T> == 2)
-      if (unit.rows) return unit_product(unit, e, plane_pitch, offset, depth / unit.lanes, M, cells, packed, bias, relu, y);
+      if (unit.rows) return unit_product(unit, e, plane, offset, KH, M, cells, packed, bias, relu, y);
 #endif
     if constexpr (kPair<T> == 1)
       if (copies_cells<T>(M)) {

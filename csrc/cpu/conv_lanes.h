@@ -15,13 +15,21 @@ const Lane<T>* lane_planes(const T* x, int64_t groups, int64_t count, int64_t ce
   } else {
     int32_t* const planes = scratch<int32_t>(slot, groups * lanes_of<T>(count) * cells);
     int32_t* to = planes;
-    for (int64_t g = 0; g < groups; ++g, x += count * cells)
+    for (int64_t g = 0; g < groups; ++g, x += count * cells) {
+      if (cells == 1) {  // pairs lie side by side
+        for_vectors<int32_t>(lanes_of<T>(count), [&](int64_t q, int n) {
+          store_some<int32_t>(to + q, load_pairs(x + 2 * q, static_cast<int>(min_of<int64_t>(2 * n, count - 2 * q))), n);
+        });
+        to += lanes_of<T>(count);
+        continue;
+      }
       for (int64_t q = 0; q < count; q += 2, to += cells) {
         const T *low = x + q * cells, *high = q + 1 < count ? low + cells : nullptr;
         for_vectors<int32_t>(cells, [&](int64_t i, int n) {
           store_some<int32_t>(to + i, zip_pairs(low + i, high ? high + i : nullptr, n), n);
         });
       }
+    }
     return planes;
   }
 }

@@ -56,25 +56,32 @@ template <class T>
 struct DataGradient {
   const conv2d::Dims& d;
   int64_t Cg, Kg, planes;  // planes of lanes: Kg, or with pairs of channels half as many
-  UnitTiles unit;
-  int64_t weights;         // lanes of all groups' packed weights, for each window cell
   Lane<T>* packed;         // [SH][SW] parts of [G][Cg][window], in panels
   int64_t* offset;         // [SH][SW] parts of [window], each followed by its taps (RightLines)
 
+  // Of a part of the window, of one group: its tiles on a matrix unit; lanes of its packed weights.
+  static UnitTiles tiles_of(const conv2d::Dims& d, const Phase& columns) {
+    return unit_tiles<T>(d.C / d.G, lanes_of<T>(d.K / d.G) * columns.taps);
+  }
+  static int64_t size(const conv2d::Dims& d, const Phase& rows, const Phase& columns) {
+    const UnitTiles unit = tiles_of(d, columns);
+    return unit.rows ? unit_weights(unit, d.C / d.G, rows.taps) : d.C / d.G * lanes_of<T>(d.K / d.G) * rows.taps * columns.taps;
+  }
   static int64_t size(const conv2d::Dims& d) {  // of `packed`
-    const int64_t Cg = d.C / d.G, planes = lanes_of<T>(d.K / d.G);
-    return d.G * packed_size<T>(unit_tiles<T>(Cg, planes), Cg, planes) * d.KH * d.KW;
+    int64_t all = 0;
+    for (int64_t a = 0; a < min_of(d.SH, d.H); ++a)
+      for (int64_t b = 0; b < min_of(d.SW, d.W); ++b) all += d.G * size(d, row_phase(d, a), column_phase(d, b));
+    return all;
   }
 
   // w: [K, Cg, KH, KW]. `offset` has room for 2 * planes * KH * KW.
   DataGradient(const conv2d::Dims& dims, const T* w, Lane<T>* packed_to, int64_t* offset_to)
-      : d(dims), Cg(d.C / d.G), Kg(d.K / d.G), planes(lanes_of<T>(Kg)), unit(unit_tiles<T>(Cg, planes)),
-        weights(d.G * packed_size<T>(unit, Cg, planes)), packed(packed_to), offset(offset_to) {
+      : d(dims), Cg(d.C / d.G), Kg(d.K / d.G), planes(lanes_of<T>(Kg)), packed(packed_to), offset(offset_to) {
     each_phase([&](const Phase& rows, const Phase& columns, int64_t, Lane<T>* to, int64_t* at) {
       pack(w, rows, columns, to);
       const Expansion e = expansion(rows, columns);
       if (lined(e)) return RightLines<T>::offsets(e, at, planes);
-      if (unit.rows) return tile_offsets(at, unit, e);
+      if (const UnitTiles unit = tiles_of(d, columns); unit.rows) return unit_offsets(at, unit, e);
       for (int64_t kh = 0; kh < e.KH; ++kh)
         for (int64_t k = 0; k < planes; ++k)
           for (int64_t kw = 0; kw < e.KW; ++kw) *at++ = e.offset(k, kh, kw);
@@ -88,30 +95,22 @@ struct DataGradient {
             columns.dilation, 1, 1, rows.count, columns.count};
   }
 
-  // f(rows, columns, column phase, its packed weights, its offsets)
+  // f(rows, columns, column phase, its packed weights, its offsets), where these begin; moves on to those of the next a.
   template <class F>
-  void each_column_phase(int64_t a, Lane<T>* to, int64_t* at, const F& f) const {
+  void each_column_phase(int64_t a, Lane<T>*& to, int64_t*& at, const F& f) const {
     const Phase rows = row_phase(d, a);
     for (int64_t b = 0; b < min_of(d.SW, d.W); ++b) {
       const Phase columns = column_phase(d, b);
       f(rows, columns, b, to, at);
-      to += weights * rows.taps * columns.taps;
+      to += d.G * size(d, rows, columns);
       at += 2 * planes * rows.taps * columns.taps;
     }
   }
-  int64_t column_taps() const {  // of all column phases together: a window column may meet no cell of a narrow image
-    int64_t taps = 0;
-    for (int64_t b = 0; b < min_of(d.SW, d.W); ++b) taps += column_phase(d, b).taps;
-    return taps;
-  }
   template <class F>
   void each_phase(const F& f) const {
-    const int64_t taps = column_taps();
-    int64_t before = 0;
-    for (int64_t a = 0; a < min_of(d.SH, d.H); ++a) {
-      each_column_phase(a, packed + weights * before * taps, offset + 2 * planes * before * taps, f);
-      before += row_phase(d, a).taps;
-    }
+    Lane<T>* to = packed;
+    int64_t* at = offset;
+    for (int64_t a = 0; a < min_of(d.SH, d.H); ++a) each_column_phase(a, to, at, f);
   }
 
   // The part of output channel k's window for R input channels from c on (w: of the first), to its place in their panel.
@@ -156,20 +155,20 @@ struct DataGradient {
       }
       if (depth == 0) continue;
       const Lane<T>* lanes = lane_planes<T>(part, Cg * rows.taps, Kg, columns.taps, Slot::planes);
-      Lane<T>* const packed_group = to + weights / d.G * g * rows.taps * columns.taps;
+      Lane<T>* const of_group = to + g * size(d, rows, columns);
 #if defined(TS_AMX)
-      if (unit.rows) {
-        pack_tiles(packed_group, unit, lanes, Cg, rows.taps, columns.taps, depth, columns.taps, planes * columns.taps);
+      if (const UnitTiles unit = tiles_of(d, columns); unit.rows) {
+        pack_tiles(of_group, unit, lanes, Cg, rows.taps);
         continue;
       }
 #endif
-      pack_lanes<T>(packed_group, Cg, depth, lanes);
+      pack_lanes<T>(of_group, Cg, depth, lanes);
     }
   }
 
   // g: as planes of lanes. Y: T or Wide<T>.
   template <class Y>
-  void product(const Lane<T>* g, const Phase& rows, const Phase& columns, const Lane<T>* packed_weights, const int64_t* at, Y* to) const {
+  void product(const Lane<T>* g, const Phase& rows, const Phase& columns, const Lane<T>* weights, const int64_t* at, Y* to) const {
     const Expansion e = expansion(rows, columns);
     const bool in_lines = lined(e);
     const Lane<T>* source = in_lines ? g : expanded<Lane<T>>(g, 1, e, Slot::image);
@@ -177,8 +176,8 @@ struct DataGradient {
     const int64_t row_depth = planes * e.KW, depth = row_depth * e.KH, cells = e.OH * e.OW;
     const WindowRows window = in_lines ? WindowRows{} : WindowRows{e.OW, e.top, e.H, e.KH, e.DH, row_depth};
     for (int64_t group = 0; group < d.G; ++group)
-      ImageProduct<T>{source + group * group_size, at, Cg, depth, cells, packed_weights + weights / d.G * group * e.KH * e.KW, nullptr, false,
-                      in_lines ? &e : nullptr, nullptr, window, unit, e.KW * e.plane()}
+      ImageProduct<T>{source + group * group_size, at, Cg, depth, cells, weights + group * size(d, rows, columns), nullptr, false,
+                      in_lines ? &e : nullptr, nullptr, window, tiles_of(d, columns), e.plane(), e.KH}
           .run(to + group * Cg * cells);
   }
 
@@ -190,18 +189,19 @@ struct DataGradient {
       return each_phase([&](const Phase& rows, const Phase& columns, int64_t, const Lane<T>* weights, const int64_t* at) {
         product(g, rows, columns, weights, at, dx);
       });
-    const int64_t taps = column_taps(), most_rows = ceil_div(d.H, d.SH);
+    const int64_t most_rows = ceil_div(d.H, d.SH);
     W* parts = scratch<W>(Slot::pixels, d.C * most_rows * d.W);
     const W** row = scratch<const W*>(Slot::rows, d.SW);
-    for (int64_t a = 0, before = 0; a < min_of(d.SH, d.H); ++a) {
+    Lane<T>* part = packed;
+    int64_t* at_part = offset;
+    for (int64_t a = 0; a < min_of(d.SH, d.H); ++a) {
       const Phase rows = row_phase(d, a);
       W* to = parts;
-      each_column_phase(a, packed + weights * before * taps, offset + 2 * planes * before * taps,
+      each_column_phase(a, part, at_part,
                         [&](const Phase&, const Phase& columns, int64_t, const Lane<T>* weights, const int64_t* at) {
                           if (rows.taps * columns.taps > 0) product(g, rows, columns, weights, at, to);
                           to += d.C * rows.count * columns.count;
                         });
-      before += rows.taps;
       for (int64_t i = 0; i < d.C * rows.count; ++i) {
         const W* from = parts;
         for (int64_t b = 0; b < d.SW; ++b) {

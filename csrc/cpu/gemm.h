@@ -96,19 +96,25 @@ void amx_block(const Left& left, int64_t i_begin, int64_t i_end, const Block<bf1
   const int64_t steps = panel_steps<bf16>(block.depth), shares = ceil_div(i_end - i_begin, kTall);
   const int64_t tall = ceil_div(ceil_div(i_end - i_begin, kPanel), shares) * kPanel;
   const auto at_once = [](int64_t at, int64_t end) { return static_cast<int>(min_of<int64_t>(kPanel, end - at)); };
+  // A copy of A pays where many columns of C read it.
+  const bool lines = j_end - j0 <= kColumnsInPlace && left.lie_in_lines(block.depth);
+  const auto in_place = [&](int64_t i) { return lines && i + kPanel <= i_end; };
   alignas(64) float sums[kPanel * kPanel];
   begin_tiles();
   for (int64_t i0 = i_begin; i0 < i_end; i0 += tall) {
     const int64_t i1 = min_of(i_end, i0 + tall);
     int32_t* const a = scratch<int32_t>(Slot::pack_a, tall * steps);
-    for (int64_t i = i0; i < i1; i += kPanel) left.lines(a + (i - i0) * steps, i, at_once(i, i1), block.k0, block.depth);
+    for (int64_t i = i0; i < i1; i += kPanel)
+      if (!in_place(i)) left.lines(a + (i - i0) * steps, i, at_once(i, i1), block.k0, block.depth);
     for (int64_t j = j0; j < j_end; j += kPanel) {
       const int32_t* const b = panel(j).packed;
       for (int64_t i = i0; i < i1; i += kPanel) {
-        const int32_t* const rows = a + (i - i0) * steps;
         const int m = at_once(i, i1), n = at_once(j, j_end);
-        multiply_tiles(m > kTile, n > kTile, steps / kTile, {kTile, kTile * kTile, kPanel}, kTile,
-                       [=](int64_t k, const int32_t*& at, const int32_t*& bt) { at = rows + k * kTile * kPanel, bt = b + k * kTile * kPanel; }, sums);
+        const bool here = in_place(i);
+        const int32_t* const rows = here ? left.line(i, block.k0) : a + (i - i0) * steps;
+        const int64_t pitch = here ? left.row_stride / 2 : kTile, next = here ? kTile : kTile * kPanel;  // from row to row, from tile to tile
+        multiply_tiles(m > kTile, n > kTile, steps / kTile, {pitch, kTile * pitch, kPanel}, kTile,
+                       [=](int64_t k, const int32_t*& at, const int32_t*& bt) { at = rows + k * next, bt = b + k * kTile * kPanel; }, sums);
         write_sums(sums, m, n, c + i * ldc + j, ldc, block.last && e.row_bias ? e.row_bias + i : nullptr,
                    block.last && e.column_bias ? e.column_bias + j : nullptr, e.accumulate || !block.first, block.last && e.relu);
       }

@@ -43,6 +43,9 @@ struct LeftStrided {
     }
   }
 #if defined(TS_AMX)
+  // Whether the unit can read whole rows of steps as they lie.
+  bool lie_in_lines(int64_t depth) const { return sizeof(T) == sizeof(bf16) && column_stride == 1 && row_stride % 2 == 0 && depth % (2 * kTile) == 0; }
+  const int32_t* line(int64_t i, int64_t k) const { return reinterpret_cast<const int32_t*>(a + i * row_stride + k); }
   // A panel for the matrix unit (amx.h), filled up with zeros along K.
   void lines(int32_t* buffer, int64_t i0, int rows, int64_t k0, int64_t depth) const {
     const T* src = a + i0 * row_stride + k0 * column_stride;

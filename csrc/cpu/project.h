@@ -15,20 +15,25 @@ void left_rows_gemm(int64_t M, int64_t N, int64_t K, const A* a, const Right& ri
   gemm<T>(M, N, K, LeftStrided<A>{a, K, 1}, right, c, N, epilogue);
 }
 
-// Straight from W: of bf16 only where all are, in linear layers.
+// Straight from W: of bf16 only where all are, in linear layers, and the matrix unit is not for so many rows.
 template <class T, class... Each>
 constexpr bool kStraight = (std::is_same_v<T, Each> && ...);
+template <class T>
+TS_INLINE bool straight(int64_t rows, int64_t I) { return are_few(rows, I) && !tiling_of<T>(rows, false).unit; }
 
 // y [rows, N] = x [rows, I] W^T + bias, then ReLU.
 template <class T, class X, class Y>
 void project(int64_t rows, int64_t I, int64_t N, const X* x, const T* w, const T* bias, bool relu, Y* y) {
   if constexpr (kStraight<T, X, Y>)
-    if (are_few(rows, I)) return few_rows<T>({rows, I, N}, x, w, bias, relu, y);
+    if (straight<T>(rows, I)) return few_rows<T>({rows, I, N}, x, w, bias, relu, y);
   // Lanes run along N and W is packed, or y^T = W x^T: lanes along the rows, x packed, W read as it lies, y transposed at the end.
-  // In multiply-adds an element costs 5 to be packed and 12 to be transposed; lanes beyond the matrix are multiplied too.
+  // In multiply-adds an element costs 5 to be packed and 12 to be transposed; lanes beyond the matrix are multiplied too. (The
+  // matrix unit multiplies whole tiles either way.)
   using W = Wide<T>;
   const auto padded = [](int64_t n) { return ceil_div(n, kLanes<W>) * kLanes<W>; };
-  if (padded(rows) * N * I + 12 * rows * N + 5 * rows * I < padded(N) * rows * I + 5 * N * I) {
+  const bool unit = tiling_of<T>(rows, false).unit && tiling_of<T>(N, false).unit;
+  const int64_t sideways = (unit ? 0 : padded(rows) * N * I) + 12 * rows * N + 5 * rows * I;
+  if (sideways < (unit ? 0 : padded(N) * rows * I) + 5 * N * I) {
     W *const yt = scratch<W>(Slot::transposed, rows * N), *wide;
     if constexpr (std::is_same_v<Y, W>) wide = y;
     else wide = scratch<W>(Slot::wide, rows * N);
@@ -47,7 +52,7 @@ void project(int64_t rows, int64_t I, int64_t N, const X* x, const T* w, const T
 template <class T, class G, class X>
 void project_back(int64_t rows, int64_t I, int64_t N, const G* g, const T* w, X* gx, bool accumulate) {
   if constexpr (kStraight<T, G, X>)
-    if (are_few(rows, I)) return few_rows_dx<T>({rows, I, N}, g, w, gx, accumulate);
+    if (straight<T>(rows, I)) return few_rows_dx<T>({rows, I, N}, g, w, gx, accumulate);
   left_rows_gemm<T>(rows, I, N, g, RightStrided<T>{w, I, 1}, gx, {.accumulate = accumulate});
 }
 
@@ -55,7 +60,7 @@ void project_back(int64_t rows, int64_t I, int64_t N, const G* g, const T* w, X*
 template <class T, class G, class X>
 void weight_gradient(int64_t rows, int64_t I, int64_t N, const G* g, const X* x, T* gw) {
   if constexpr (kStraight<T, G, X>)
-    if (are_few(rows, I)) return few_rows_dw<T>({rows, I, N}, g, x, gw);
+    if (straight<T>(rows, I)) return few_rows_dw<T>({rows, I, N}, g, x, gw);
   gemm<T>(N, I, rows, LeftStrided<G>{g, 1, N}, RightStrided<X>{x, I, 1}, gw, I, {});
 }
 

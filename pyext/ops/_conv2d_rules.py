@@ -17,8 +17,6 @@ MANY_CHANNELS, MANY_FOR_LARGE_WINDOWS = 128 * 128, 64 * 64
 FEW_CELLS, MANY_CELLS = 16, 128
 #: Multiply-adds from which cuDNN, ReLU and pool are taken to be faster than ours in one on a GPU: at 2^24 ours was 1.1-1.8 times as fast.
 LARGE_ON_CUDA = 2**26
-#: Products of channels that are many for bfloat16 under the set that has AMX.
-MANY_WITH_AMX = 256 * 128
 #: Where ours is on vectors: multiply-adds from which AMX is ahead, without and with a pool, and cells of a window, over channels, that fill its tiles.
 LARGE_WITH_AMX, LARGE_POOLED_WITH_AMX, DEEP_WITH_AMX = 2**22, 2**26, 64
 
@@ -29,7 +27,7 @@ def rule(input, weight, stride, padding, dilation, groups) -> str:
     On AVX2 (1.0-1.5 with many channels else): 0.85-0.95 of windows of 25 and 49 cells, 0.6-0.98 of few cells in several
     images (1.4-3 in one), 0.8 of depthwise ones with a stride above 2. With AVX-512 strided depthwise ones win 1.4-1.9, but for
     few cells (0.2-0.9; 1.6-3.6 where rows keep their length); many channels lost when last measured, 64 to 64 in a window of
-    3 x 3 0.96 on AMD's and 0.73-0.89 on Intel's. Of bfloat16, both on AMX, 64 to 64 1.2-1.9, 128 to 128 1.0-1.5, 256 to 256 0.6.
+    3 x 3 0.96 on AMD's and 0.73-0.89 on Intel's. Of bfloat16, both on AMX, 64 to 64 0.8-1.3, 256 to 256 0.6.
     """
     if input.dim() != 4 or weight.dim() != 4 or not input.is_cpu:
         return ""
@@ -40,9 +38,6 @@ def rule(input, weight, stride, padding, dilation, groups) -> str:
     cells, taps = input.shape[2] * input.shape[3] // prod(steps), height * width
     avx512 = _native.isa_active().startswith("avx512")
     if groups == 1:
-        if input.dtype == torch.bfloat16 and _native.isa_active() == "avx512_amx":
-            many = taps > 1 and outputs * inputs >= MANY_WITH_AMX
-            return "many channels: native's convolution, blocked by channels, is ahead" if many else ""
         many = MANY_FOR_LARGE_WINDOWS if taps > 1 else MANY_CHANNELS
         if avx512 and outputs * inputs >= many and (taps > 1 or cells < FEW_CELLS // 2):
             return "many channels: native's convolution, blocked by channels, is ahead"
