@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bugs import PAIRS, Bug, all_bugs
+from bugs import PAIRS, TILES, Bug, all_bugs
 
 from torchsmith import _native
 
@@ -72,6 +72,10 @@ def main() -> int:
     if "avx512_bf16" not in _native.isa_available():
         for bug in [bug for bug in bugs if bug.tests.startswith(PAIRS)]:
             print(f"left out  {bug.name}: this machine has no AVX512-BF16")
+            bugs.remove(bug)
+    if "avx512_amx" not in _native.isa_available():
+        for bug in [bug for bug in bugs if bug.tests.startswith(TILES)]:
+            print(f"left out  {bug.name}: this machine has no AMX")
             bugs.remove(bug)
     missed = []
     with tempfile.TemporaryDirectory() as folder:

@@ -56,6 +56,27 @@ CONVOLUTIONS = {
     "weight gradient, pairs, chunks made even": conv((2, 6, 37, 24), (24, 6, 3, 3)),
     "weight gradient, pairs behind a whole panel": conv((3, 7, 6, 6), (52, 7, 3, 3)),
 }
+# What a matrix unit has a way of its own for: tiles of 16 rows, columns and lanes, two by two, in bfloat16.
+TILES = {
+    "conv2d": {
+        "three tiles of channels, the last with fewer": conv((3, 10, 8, 9), (35, 10, 3, 3), padding=1),
+        "three channels of a wide window": conv((2, 3, 14, 14), (17, 3, 7, 7), stride=2, padding=3),
+        "lines in blocks": conv((3, 33, 6, 6), (33, 33, 1, 3)),
+        "lines that no tile divides": conv((2, 34, 6, 6), (20, 34, 1, 1)),
+        "cells that no tile divides": conv((2, 6, 25, 25), (9, 6, 3, 3)),
+        "groups": conv((3, 12, 7, 8), (42, 4, 3, 3), groups=3, padding=1),
+        "stride and dilation": conv((2, 5, 13, 11), (18, 5, 3, 2), stride=(2, 3), padding=2, dilation=2),
+        "odd images": conv((5, 7, 8, 8), (10, 7, 5, 5)),
+    },
+    "linear": {
+        "five rows": linear(5, 70, 33),
+        "in place, and a rest": linear(77, 64, 50),
+        "three tiles": linear(33, 95, 47),
+        "two blocks": linear(40, 2100, 37),
+        "wide": linear(34, 32, 530),
+        "both ways": linear(500, 66, 40),
+    },
+}
 LINEARS = {
     "six rows of x": linear(6, 1100, 9),
     "seven rows of x": linear(7, 70, 10),
@@ -125,7 +146,9 @@ WAYS += [pytest.param(op, make, id=name) for name, (op, make) in (RECURRENT | SE
 DTYPES = [torch.float32, torch.float64]
 VALUES = [pytest.param(*way.values, dtype, id=f"{way.id}-{dtype}") for way in WAYS for dtype in DTYPES]
 VALUES += [
-    pytest.param("linear", make, torch.bfloat16, id=f"linear-{name}-torch.bfloat16") for name, make in LINEARS.items()
+    pytest.param(op, make, torch.bfloat16, id=f"{op}-{name}-torch.bfloat16")
+    for op, ways in {**TILES, "linear": LINEARS | TILES["linear"], "gru": {"B7": embedding(3, 5, 7, 40, 36)}}.items()
+    for name, make in ways.items()
 ]
 
 
@@ -145,6 +168,32 @@ def test_fused(op, keywords, name):
     torch.manual_seed(0)
     sample = CONVOLUTIONS[name](torch.float32)
     check_against_reference(SPECS[op], Sample("", sample.args, {**sample.kwargs, **keywords}))
+
+
+@pytest.mark.parametrize("op, name", [(op, name) for op, ways in TILES.items() for name in ways])
+def test_threads_do_not_change_a_bit_of_tiles(op, name):
+    torch.manual_seed(0)
+    check_threads(SPECS[op], Call(TILES[op][name](torch.bfloat16)))
+
+
+def test_threads_share_few_rows_of_a_batch():
+    """Seven rows are worth the tiles of a matrix unit, the four and three of two threads alone would not be."""
+    torch.manual_seed(0)
+    check_threads(SPECS["gru"], Call(embedding(3, 40, 7, 300, 260)(torch.bfloat16)))
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("size, window", [((3, 10, 6, 8), (20, 10, 3, 3)), ((2, 3, 10, 11), (5, 3, 4, 5))])
+def test_nan_and_inf_reach_no_other_gradient(size, window, isa):  # noqa: F811
+    """Tiles of the weight's gradient end with an image's cells: a zero times what lies beyond could be NaN."""
+    torch.manual_seed(0)
+    x, w = torch.randn(size, dtype=torch.bfloat16), torch.randn(window, dtype=torch.bfloat16).requires_grad_()
+    x[0, 1, 0, 0], x[1, 0, -1, -1] = float("inf"), float("nan")  # met by one window cell each
+    with torchsmith.backend("cpp"):
+        (gradient,) = torch.autograd.grad(torchsmith.conv2d(x, w).float().sum(), w)
+    expected = torch.zeros(window, dtype=torch.bool)
+    expected[:, 1, 0, 0] = expected[:, 0, -1, -1] = True
+    assert torch.equal(~gradient.isfinite(), expected)
 
 
 @pytest.mark.parametrize("isa", ISAS, indirect=True)

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from dataclasses import dataclass
 
-__all__ = ["Bug", "PAIRS", "VALUES", "all_bugs"]
+__all__ = ["Bug", "PAIRS", "TILES", "VALUES", "all_bugs"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Bug:
 
 VALUES = "test_values_and_gradients and float32 and "  # under every instruction set
 PAIRS = "test_values_and_gradients and bfloat16 and "
+TILES = "test_values_and_gradients and bfloat16 and avx512_amx and "
 
 
 def all_bugs() -> tuple[Bug, ...]:
