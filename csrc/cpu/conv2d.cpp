@@ -71,11 +71,15 @@ void conv2d_forward(const conv2d::Forward<T>& p) {
 #if defined(TS_AMX)
     if constexpr (kPair<T> == 2)
       if (unit.rows) {
-        T* const rows = scratch<T>(Slot::batch, s.Kg * s.window);  // [Kg, KH, Cg, KW]
-        for (int64_t k = 0; k < s.Kg; ++k)
-          for (int64_t kh = 0; kh < d.KH; ++kh)
-            for (int64_t c = 0; c < s.Cg; ++c)
-              std::memcpy(rows + ((k * d.KH + kh) * s.Cg + c) * d.KW, w + ((k * s.Cg + c) * d.KH + kh) * d.KW, d.KW * sizeof(T));
+        const T* rows = w;
+        if (d.KH > 1) {  // [Kg, KH, Cg, KW]
+          T* to = scratch<T>(Slot::batch, s.Kg * s.window);
+          rows = to;
+          for (int64_t k = 0; k < s.Kg; ++k)
+            for (int64_t kh = 0; kh < d.KH; ++kh)
+              for (int64_t c = 0; c < s.Cg; ++c)
+                for (int64_t kw = 0; kw < d.KW; ++kw) *to++ = w[((k * s.Cg + c) * d.KH + kh) * d.KW + kw];
+        }
         pack_tiles(packed + g * weights, unit, lane_planes<T>(rows, s.Kg * d.KH, s.Cg, d.KW, Slot::planes), s.Kg, d.KH);
         continue;
       }

@@ -145,6 +145,17 @@ struct DataGradient {
     }
     T* part = scratch<T>(Slot::batch, Cg * elements);
     for (int64_t g = 0; g < d.G; ++g) {
+#if defined(TS_AMX)
+      if (const UnitTiles unit = tiles_of(d, columns); unit.rows && depth > 0 && d.KH * d.KW == 1) {  // many weights for few cells
+        Lane<T>* const turned = scratch<Lane<T>>(Slot::planes, Cg * planes);
+        const T* from = w + g * Kg * Cg;
+        transpose_rows<Lane<T>>(turned, planes, planes, Cg, [&](int64_t q, int64_t c, int n) {
+          return zip_pairs(from + 2 * q * Cg + c, 2 * q + 1 < Kg ? from + (2 * q + 1) * Cg + c : nullptr, n);
+        });
+        pack_tiles(to + g * size(d, rows, columns), unit, turned, Cg, 1);
+        continue;
+      }
+#endif
       for (int64_t c = 0; c < Cg; ++c) {
         T* cell = part + c * elements;
         for (int64_t jh = rows.taps - 1; jh >= 0; --jh)

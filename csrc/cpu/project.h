@@ -60,7 +60,7 @@ void project_back(int64_t rows, int64_t I, int64_t N, const G* g, const T* w, X*
 template <class T, class G, class X>
 void weight_gradient(int64_t rows, int64_t I, int64_t N, const G* g, const X* x, T* gw) {
   if constexpr (kStraight<T, G, X>)
-    if (straight<T>(rows, I)) return few_rows_dw<T>({rows, I, N}, g, x, gw);
+    if (are_few(rows, I)) return few_rows_dw<T>({rows, I, N}, g, x, gw);
   gemm<T>(N, I, rows, LeftStrided<G>{g, 1, N}, RightStrided<X>{x, I, 1}, gw, I, {});
 }
 
