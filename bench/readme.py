@@ -53,7 +53,8 @@ def figures(record: Path) -> str:
 def _quoted(record: Path) -> str:
     data = report.load(record)
     where = report.sentence(data["environment"])
-    parts = [f"{where}; 1 thread, float32; ratio = native / ours; measured {data['when'][:10]}.\n"]
+    dtypes = ", ".join(dict.fromkeys(r["dtype"] for r in data["rows"]))
+    parts = [f"{where}; 1 thread, {dtypes}; ratio = native / ours; measured {data['when'][:10]}.\n"]
     if "note" in data:  # how it was measured, where that was not as `make record` does
         parts.append(f"{data['note']}\n")
     for kind, mode in QUOTED:

@@ -1,5 +1,5 @@
-// bfloat16 products on the matrix unit of Intel's server processors (AMX): tiles of 16 x 16 sums in float32, to each of which an
-// instruction adds 32 products, in the time of a vector's 32 or so.
+// bfloat16 products on the matrix unit of Intel's server processors (AMX): tiles of 16 x 16 sums in float32, to each of which one
+// instruction adds 32 products. On an Emerald Rapids 1024^3 takes a tenth of the time of vdpbf16ps.
 //
 // Of A a tile is 16 rows of 16 lanes (a lane is a pair along K, bf16.h), of B 16 lanes along K of 16 columns: the latter is what
 // panels of B consist of anyway (gemm_sources.h). A panel of A is 32 rows in blocks of 16 lanes, [k / 16][32][k % 16]: rows that
@@ -12,9 +12,9 @@
 namespace ts::TS_ISA {
 
 constexpr int kTile = 16, kPanel = 2 * kTile;  // rows, columns or lanes of one tile; of the two that a product takes together
-constexpr int64_t kUnitSpeed = 8;   // multiply-adds in the time of one on vectors
-constexpr int64_t kColumnsInPlace = 512;
-constexpr int64_t kLeastRows = 5;  // of A: fewer leave most of a tile empty
+constexpr int64_t kUnitSpeed = 8;         // multiply-adds in the time of one on vectors
+constexpr int64_t kLeastRows = 5;         // of A: fewer leave most of a tile empty
+constexpr int64_t kColumnsInPlace = 512;  // of C, up to which a copy of A does not pay
 
 // The largest number of lanes for a tile, at most 16 and at least 4 or all of them, that divides them all; else 0.
 TS_INLINE int equal_lanes(int64_t all) {

@@ -86,6 +86,8 @@ inline bool unit_weight_gradient(const Taps<bf16>& t, int64_t channels, int64_t 
     for (int64_t item = begin; item < end; ++item) {
       const int64_t kh = item / panels, first_line = item % panels * kPanel;
       const int columns = static_cast<int>(min_of<int64_t>(kPanel, lines - first_line));
+      int64_t place[kPanel];  // of each line's sum among a channel's weights
+      for (int i = 0; i < columns; ++i) place[i] = ((first_line + i) / e.KW * e.KH + kh) * e.KW + (first_line + i) % e.KW;
       for (int64_t k = 0; k < tiles; k += 2) {
         // The last tile of channels ends with the last of them: those that it shares with the tile before are added once.
         const int64_t first[2] = {min_of(k * rows, channels - rows), min_of((k + 1) * rows, channels - rows)};
@@ -100,8 +102,8 @@ inline bool unit_weight_gradient(const Taps<bf16>& t, int64_t channels, int64_t 
         for (int half = 0; half <= two; ++half)
           for (int64_t r = (k + half) * rows - first[half]; r < rows; ++r) {
             const float* const sum = sums + (half * rows + r) * kPanel;
-            float* const to = dw + ((first[half] + r) * C * e.KH + kh) * e.KW;
-            for (int i = 0; i < columns; ++i) to[(first_line + i) / e.KW * e.KH * e.KW + (first_line + i) % e.KW] += sum[i];
+            float* const to = dw + (first[half] + r) * C * e.KH * e.KW;
+            for (int i = 0; i < columns; ++i) to[place[i]] += sum[i];
           }
       }
     }

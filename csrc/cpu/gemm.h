@@ -96,7 +96,6 @@ void amx_block(const Left& left, int64_t i_begin, int64_t i_end, const Block<bf1
   const int64_t steps = panel_steps<bf16>(block.depth), shares = ceil_div(i_end - i_begin, kTall);
   const int64_t tall = ceil_div(ceil_div(i_end - i_begin, kPanel), shares) * kPanel;
   const auto at_once = [](int64_t at, int64_t end) { return static_cast<int>(min_of<int64_t>(kPanel, end - at)); };
-  // A copy of A pays where many columns of C read it.
   const bool lines = j_end - j0 <= kColumnsInPlace && left.lie_in_lines(block.depth);
   const auto in_place = [&](int64_t i) { return lines && i + kPanel <= i_end; };
   alignas(64) float sums[kPanel * kPanel];

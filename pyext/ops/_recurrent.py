@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +29,10 @@ from ..dispatch import (
     unmeasured_with_amx,
     use_kernel,
 )
-from ..spec import fake, kernel, like
+from ..spec import kernel
 from . import _recurrent_func as func
 from ._checks import only_tensors, same_device
+from ._recurrent_fakes import register_fakes
 
 #: Hidden units up to which sequences on a GPU are ours where nothing was measured: packed or recorded ones, and others.
 SMALL_ON_CUDA, VERY_SMALL_ON_CUDA = 128, 32
@@ -61,7 +61,7 @@ class Recurrent:
             object.__setattr__(self, f"inner_{part}", inside(native))
         object.__setattr__(self, "cell_name", f"{self.name}_cell")
         ROWS[self.name] = self
-        _register_fakes(self)
+        register_fakes(self)
 
     def nonlinearity(self, relu: bool) -> tuple[str, ...]:
         """The argument of that name, of the ops that have one."""
@@ -361,66 +361,3 @@ class _Sequence(torch.autograd.Function):
             return by_reference()
         grads = (gx, ghx, *(gw or [None] * len(weights)))
         return *(None,) * 5, *(g if n else None for g, n in zip(grads, need, strict=True))
-
-
-# ---------------------------------------------------------------------------------------------------------------- fakes
-
-
-def _register_fakes(row: Recurrent) -> None:
-    def compute(t: Tensor) -> torch.dtype:
-        return torch.float64 if t.dtype == torch.float64 else torch.float32
-
-    @fake(f"{row.name}_cell_forward")
-    def _(input, hx, w_ih, w_hh, b_ih, b_hh, relu, save):
-        count = hx.shape[0] * 4 * hx.shape[1] if save and row.saves_gates else 0
-        return hx.new_empty(hx.shape), hx.new_empty((count,), dtype=compute(hx))
-
-    @fake(f"{row.name}_cell_backward")
-    def _(grad, input, hx, w_ih, w_hh, output, reserve, bias, relu, need_input, need_weights, allow_tf32=False):
-        biases = [w_ih.new_empty((w_ih.shape[0] if need_weights and bias else 0,)) for _ in range(2)]
-        return (
-            like(need_input, input),
-            hx.new_empty(hx.shape),
-            like(need_weights, w_ih),
-            like(need_weights, w_hh),
-            *biases,
-        )
-
-    @fake(f"{row.name}_forward")
-    def _(input, hx, weights, dropout, batch_sizes, bidirectional, bias, relu, save, allow_tf32=False, index=None):
-        directions, hidden = (2 if bidirectional else 1), hx.shape[2]
-        lead = input.shape[:-1] if index is None else index.shape
-        rows = prod(lead)  # not Size.numel(), which would fix a size that is to stay open
-        count = (hx.shape[0] // directions - 1) * rows * directions * hidden
-        if row.saves_gates:
-            count = count + hx.shape[0] * rows * 4 * hidden
-        return (
-            input.new_empty((*lead, directions * hidden)),
-            hx.new_empty(hx.shape),
-            hx.new_empty((count if save else 0,), dtype=compute(hx)),
-        )
-
-    @fake(f"{row.name}_backward")
-    def _(
-        grad_output,
-        grad_hn,
-        input,
-        hx,
-        weights,
-        dropout,
-        batch_sizes,
-        output,
-        reserve,
-        bidirectional,
-        bias,
-        relu,
-        need_input,
-        need_weights,
-        allow_tf32=False,
-        index=None,
-    ):
-        return (
-            like(need_input, input),
-            hx.new_empty(hx.shape),
-            [w.new_empty(w.shape) for w in weights] if need_weights else [],
-        )
