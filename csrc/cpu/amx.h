@@ -8,7 +8,6 @@
 
 #include "gemm_tile.h"
 
-#if defined(TS_AMX)
 namespace ts::TS_ISA {
 
 constexpr int kTile = 16, kPanel = 2 * kTile;  // rows, columns or lanes of one tile; of the two that a product takes together
@@ -23,6 +22,7 @@ TS_INLINE int equal_lanes(int64_t all) {
   return 0;
 }
 
+#if defined(TS_AMX)
 // The unit's registers: 0 to 3 hold sums, 4 and 5 tiles of A, 6 and 7 of B. Compilers do not know what they hold, nor older
 // ones that their instructions read memory.
 #define TS_TILES __attribute__((target("amx-tile,amx-bf16"), noinline))
@@ -132,5 +132,6 @@ void write_sums(const float* sums, int rows, int columns, C* c, int64_t ldc, con
   });
 }
 
+#endif  // TS_AMX
+
 }  // namespace ts::TS_ISA
-#endif

@@ -68,22 +68,11 @@ void conv2d_forward(const conv2d::Forward<T>& p) {
   Lane<T>* packed = in_place ? nullptr : scratch<Lane<T>>(Slot::transposed, d.G * weights);
   for (int64_t g = 0; g < d.G && !in_place; ++g) {
     const T* w = p.w + g * s.Kg * s.window;
-#if defined(TS_AMX)
-    if constexpr (kPair<T> == 2)
+    if constexpr (kUnit<T>)
       if (unit.rows) {
-        const T* rows = w;
-        if (d.KH > 1) {  // [Kg, KH, Cg, KW]
-          T* to = scratch<T>(Slot::batch, s.Kg * s.window);
-          rows = to;
-          for (int64_t k = 0; k < s.Kg; ++k)
-            for (int64_t kh = 0; kh < d.KH; ++kh)
-              for (int64_t c = 0; c < s.Cg; ++c)
-                for (int64_t kw = 0; kw < d.KW; ++kw) *to++ = w[((k * s.Cg + c) * d.KH + kh) * d.KW + kw];
-        }
-        pack_tiles(packed + g * weights, unit, lane_planes<T>(rows, s.Kg * d.KH, s.Cg, d.KW, Slot::planes), s.Kg, d.KH);
+        pack_unit_weights(packed + g * weights, unit, w, s.Kg, s.Cg, d.KH, d.KW);
         continue;
       }
-#endif
     pack_weights<T>(packed + g * weights, s.Kg, s.Cg, s.area, w);
   }
   int64_t* offset = scratch<int64_t>(Slot::cells, 2 * depth);
@@ -175,10 +164,8 @@ void backward_images(const conv2d::Backward<T>& p, const Sizes& s, const Plan& p
       for (int64_t group = 0; group < d.G; ++group) {
         const Taps<T> taps{lanes + group * s.Kg * s.cells, x + group * s.Cg * d.KW * e.plane(), g_image, e.size(), images, s.cells, plan.offset};
         Wide<T>* const to = dw + group * s.Kg * s.window;
-#if defined(TS_AMX)
-        if constexpr (kPair<T> == 2)
+        if constexpr (kUnit<T>)
           if (unit_weight_gradient(taps, s.Kg, s.Cg, e, to)) continue;
-#endif
         add_weight_gradient<T>(taps, s.Kg, s.window, to);
       }
     }

@@ -18,11 +18,9 @@ struct UnitTiles {
 };
 
 template <class T>
-TS_INLINE UnitTiles unit_tiles([[maybe_unused]] int64_t M, [[maybe_unused]] int64_t lines) {
-#if defined(TS_AMX)
-  if (kPair<T> == 2 && isa_active() == Isa::avx512_amx && M > 0)
+TS_INLINE UnitTiles unit_tiles(int64_t M, int64_t lines) {
+  if (kUnit<T> && isa_active() == Isa::avx512_amx && M > 0)
     if (const int lanes = equal_lanes(lines)) return {static_cast<int>(ceil_div(M, ceil_div(M, kTile))), lanes, lines / lanes};
-#endif
   return {};
 }
 // Lanes that the packed weights of M channels take, of KH window rows. 0 on vectors.
@@ -47,6 +45,30 @@ TS_INLINE void pack_tiles(int32_t* to, const UnitTiles& unit, const int32_t* w, 
       for (int64_t k = 0; k < steps; ++k) store<int32_t>(to + k * step + i * kTile, load_n<int32_t>(w + k * unit.lanes, unit.lanes));
     to += steps * step;
   }
+}
+
+// Weights [M, C, KH, KW] as such tiles.
+inline void pack_unit_weights(int32_t* to, const UnitTiles& unit, const bf16* w, int64_t M, int64_t C, int64_t KH, int64_t KW) {
+  const bf16* rows = w;
+  if (KH > 1) {  // [M, KH, C, KW]
+    bf16* next = scratch<bf16>(Slot::batch, M * C * KH * KW);
+    rows = next;
+    for (int64_t m = 0; m < M; ++m)
+      for (int64_t kh = 0; kh < KH; ++kh)
+        for (int64_t c = 0; c < C; ++c)
+          for (int64_t kw = 0; kw < KW; ++kw) *next++ = w[((m * C + c) * KH + kh) * KW + kw];
+  }
+  pack_tiles(to, unit, lane_planes<bf16>(rows, M * KH, C, KW, Slot::planes), M, KH);
+}
+// Weights [C, M] of a 1 x 1 window, which may be many for few cells: turned as pairs of rows.
+inline void pack_turned_weights(int32_t* to, const UnitTiles& unit, const bf16* w, int64_t M, int64_t C) {
+  const int64_t pairs = lanes_of<bf16>(C);
+  int32_t* const turned = scratch<int32_t>(Slot::planes, M * pairs);
+  transpose_rows<int32_t>(turned, pairs, pairs, M, [&](int64_t q, int64_t m, int n) {
+    const bf16* low = w + 2 * q * M + m;
+    return zip_pairs(low, 2 * q + 1 < C ? low + M : nullptr, n);
+  });
+  pack_tiles(to, unit, turned, M, 1);
 }
 
 // y[M, cells] = the product of weights (pack_tiles) and one expanded image, whose planes lie `plane` apart.

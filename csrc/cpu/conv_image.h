@@ -195,10 +195,8 @@ struct ImageProduct {
 
   template <class Y>
   void run(Y* y) const {
-#if defined(TS_AMX)
-    if constexpr (kPair<T> == 2)
+    if constexpr (kUnit<T>)
       if (unit.rows) return unit_product(unit, e, plane, offset, KH, M, cells, packed, bias, relu, y);
-#endif
     if constexpr (kPair<T> == 1)
       if (copies_cells<T>(M)) {
         const auto in_place = [&](const auto& right) { direct ? run_copied<true>(right, y) : run_copied<false>(right, y); };

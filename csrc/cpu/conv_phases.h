@@ -145,17 +145,13 @@ struct DataGradient {
     }
     T* part = scratch<T>(Slot::batch, Cg * elements);
     for (int64_t g = 0; g < d.G; ++g) {
-#if defined(TS_AMX)
-      if (const UnitTiles unit = tiles_of(d, columns); unit.rows && depth > 0 && d.KH * d.KW == 1) {  // many weights for few cells
-        Lane<T>* const turned = scratch<Lane<T>>(Slot::planes, Cg * planes);
-        const T* from = w + g * Kg * Cg;
-        transpose_rows<Lane<T>>(turned, planes, planes, Cg, [&](int64_t q, int64_t c, int n) {
-          return zip_pairs(from + 2 * q * Cg + c, 2 * q + 1 < Kg ? from + (2 * q + 1) * Cg + c : nullptr, n);
-        });
-        pack_tiles(to + g * size(d, rows, columns), unit, turned, Cg, 1);
-        continue;
-      }
-#endif
+      Lane<T>* const of_group = to + g * size(d, rows, columns);
+      [[maybe_unused]] const UnitTiles unit = tiles_of(d, columns);
+      if constexpr (kUnit<T>)
+        if (unit.rows && depth > 0 && d.KH * d.KW == 1) {
+          pack_turned_weights(of_group, unit, w + g * Kg * Cg, Cg, Kg);
+          continue;
+        }
       for (int64_t c = 0; c < Cg; ++c) {
         T* cell = part + c * elements;
         for (int64_t jh = rows.taps - 1; jh >= 0; --jh)
@@ -166,13 +162,11 @@ struct DataGradient {
       }
       if (depth == 0) continue;
       const Lane<T>* lanes = lane_planes<T>(part, Cg * rows.taps, Kg, columns.taps, Slot::planes);
-      Lane<T>* const of_group = to + g * size(d, rows, columns);
-#if defined(TS_AMX)
-      if (const UnitTiles unit = tiles_of(d, columns); unit.rows) {
-        pack_tiles(of_group, unit, lanes, Cg, rows.taps);
-        continue;
-      }
-#endif
+      if constexpr (kUnit<T>)
+        if (unit.rows) {
+          pack_tiles(of_group, unit, lanes, Cg, rows.taps);
+          continue;
+        }
       pack_lanes<T>(of_group, Cg, depth, lanes);
     }
   }

@@ -49,9 +49,7 @@ struct Tiling {
 };
 template <class T>
 TS_INLINE Tiling tiling_of(int64_t M, bool direct) {
-#if defined(TS_AMX)
-  if (kPair<T> == 2 && isa_active() == Isa::avx512_amx && M >= kLeastRows) return {kPanel, true};
-#endif
+  if (kUnit<T> && isa_active() == Isa::avx512_amx && M >= kLeastRows) return {kPanel, true};
   return {panel_rows(M, direct ? kDirectRows : kRows), false};
 }
 
@@ -128,10 +126,8 @@ void amx_block(const Left& left, int64_t i_begin, int64_t i_end, const Block<bf1
 template <class T, class C, class Left, class Panel>
 void gemm_block(const Left& left, int64_t i_begin, int64_t i_end, const Tiling& tiling, const Block<T>& block, const Panel& panel,
                 int64_t j0, int64_t j_end, C* c, int64_t ldc, const Epilogue<T>& e) {
-#if defined(TS_AMX)
-  if constexpr (kPair<T> == 2)
+  if constexpr (kUnit<T>)
     if (tiling.unit) return amx_block(left, i_begin, i_end, block, panel, j0, j_end, c, ldc, e);
-#endif
   constexpr int W = kColumns<T>;
   const int rows = tiling.rows;
   const int64_t steps = lanes_of<T>(block.depth), most = kTall / rows * rows, shares = ceil_div(i_end - i_begin, most);

@@ -42,7 +42,6 @@ struct LeftStrided {
                                                               min_of(rows - i, kLanes<int32_t>)));
     }
   }
-#if defined(TS_AMX)
   // Whether the unit can read whole rows of steps as they lie.
   bool lie_in_lines(int64_t depth) const { return sizeof(T) == sizeof(bf16) && column_stride == 1 && row_stride % 2 == 0 && depth % (2 * kTile) == 0; }
   const int32_t* line(int64_t i, int64_t k) const { return reinterpret_cast<const int32_t*>(a + i * row_stride + k); }
@@ -62,7 +61,6 @@ struct LeftStrided {
       });
     }
   }
-#endif
 };
 
 // A matrix a[i * pitch + k] as the left factor, read as it lies: each of a tile's rows through a pointer of its own. Without

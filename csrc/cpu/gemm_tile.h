@@ -18,9 +18,14 @@ constexpr int kRows = 6, kUnroll = 2, kStepsAhead = 0, kNearC = 3;
 #endif
 template <class T>
 constexpr int kColumns = 2 * kLanes<Wide<T>>;
-// Panels of pairs are filled up with zeros to whole tiles of a matrix unit (amx.h).
+// Whether there is code for a matrix unit (amx.h), for whose tiles panels of pairs are filled up with zeros.
 #if defined(__AVX512BF16__) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
 #define TS_AMX 1
+template <class T>
+constexpr bool kUnit = kPair<T> == 2;
+#else
+template <class T>
+constexpr bool kUnit = false;
 #endif
 template <class T>
 constexpr int64_t kStepsTogether = kPair<T> == 1 ? 1 : 16;
