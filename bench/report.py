@@ -133,7 +133,10 @@ def _check_row(where: str, row: Any) -> None:
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
     """What makes a row the same measurement in another run. Older records lack the last three."""
     fields = tuple(row[name] for name in ("kind", "op", "label", "mode", "dtype", "threads"))
-    return (*fields, row.get("baseline", "eager"), row.get("shapes", "course"), row.get("isa", ""))
+    isa = row.get("isa", "")
+    if row["dtype"] != "bfloat16":  # avx512_bf16 and avx512_amx differ from avx512 in bfloat16 alone
+        isa = isa.split("_")[0]
+    return (*fields, row.get("baseline", "eager"), row.get("shapes", "course"), isa)
 
 
 def plain(row: dict[str, Any], data: dict[str, Any]) -> bool:

@@ -235,6 +235,12 @@ def test_what_scatters_widely_must_move_more():
     assert len(against.compare(record(wide(2.0)), record(wide(3.0))).moved) == 1
 
 
+@pytest.mark.parametrize("dtype, compared", [("float32", 1), ("bfloat16", 0)])
+def test_sets_that_differ_in_bfloat16_alone_are_compared_in_the_rest(dtype, compared):
+    old, new = (record(row(dtype=dtype, isa=isa)) for isa in ("avx512_bf16", "avx512_amx"))
+    assert against.compare(new, old).still == compared
+
+
 def test_the_same_drift_of_both_sides_is_no_move():
     slow_machine = row(ours_us=15.0, native_us=37.5)
     assert against.compare(record(slow_machine), record(row())).moved == []
