@@ -1,7 +1,8 @@
-"""Tables of measurements for the tests: made of given figures."""
+"""Tables of measurements for the tests, made of given figures, and what is chosen by them."""
 
 import torch
 
+import torchsmith
 from torchsmith.tuned import Entry, Table, describe
 
 
@@ -11,3 +12,9 @@ def entry(op, arguments, cpp_us, torch_us, grad=False, threads=None):
 
 def table(*entries):
     return Table({e.key: e for e in entries})
+
+
+def chosen(op, *arguments, **keywords):
+    """What computes a call, and why."""
+    getattr(torchsmith, op)(*arguments, **keywords)
+    return torchsmith.explain()

@@ -25,7 +25,7 @@ TS_INLINE UnitTiles unit_tiles(int64_t M, int64_t lines) {
 }
 // Lanes that the packed weights of M channels take, of KH window rows. 0 on vectors.
 TS_INLINE int64_t unit_weights(const UnitTiles& unit, int64_t M, int64_t KH) {
-  return unit.rows ? ceil_div(M, unit.rows) * unit.rows * unit.blocks * 16 * KH : 0;
+  return unit.rows ? ceil_div(M, unit.rows) * unit.rows * unit.blocks * kTile * KH : 0;
 }
 
 // Where each step's lines begin: in the order of the weights.

@@ -21,14 +21,6 @@ constexpr int64_t kRowBytes = 16 << 10;
 // Vectors in a group of images: enough to make the final sum over lanes (about 4 instructions a sum) small.
 constexpr int64_t kGroupVectors = 64;
 
-// Sums the lanes of L vectors at once: lane i of the result is the sum of v[i]. Each round halves the vectors.
-template <class T>
-TS_INLINE Vec<T> sum_each(Vec<T> (&v)[kLanes<T>]) {
-  for (int half = kLanes<T> / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] = zip_low<T>(v[i], v[i + half]) + zip_high<T>(v[i], v[i + half]);
-  return v[0];
-}
-
 template <class T>
 struct Taps {  // a group of images, as lanes: g [images][..][cells], e expanded; strides from image to image
   const Lane<T> *g, *e;

@@ -15,17 +15,14 @@ TS_INLINE bool are_few(int64_t M, int64_t K) { return M > 0 && (M <= 4 || (M <= 
 template <int M>
 constexpr int kRowsOfW = M <= (kVectorBytes == 64 ? 4 : 2) ? 4 : 2;
 
-// The sum of each vector's lanes, by transposition: one by one they go through memory.
+// The sum of each vector's lanes, many at once: one by one they go through memory.
 template <class T, int S>
 TS_INLINE void sum_each(const Vec<T> (&v)[S], T (&sums)[S]) {
   constexpr int L = kLanes<T>;
   for (int first = 0; first < S; first += L) {
     Vec<T> block[L];
     for (int i = 0; i < L; ++i) block[i] = first + i < S ? v[first + i] : Vec<T>{};
-    transpose<T>(block);
-    for (int width = L / 2; width > 0; width /= 2)
-      for (int i = 0; i < width; ++i) block[i] += block[i + width];
-    store_some<T>(sums + first, block[0], min_of(L, S - first));
+    store_some<T>(sums + first, sum_each<T>(block), min_of(L, S - first));
   }
 }
 

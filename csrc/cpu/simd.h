@@ -245,6 +245,14 @@ TS_INLINE Vec<T> zip_high(Vec<T> a, Vec<T> b) {
 #endif
 }
 
+// Sums the lanes of L vectors at once: lane i of the result is the sum of v[i]. Each round halves the vectors.
+template <class T>
+TS_INLINE Vec<T> sum_each(Vec<T> (&v)[kLanes<T>]) {
+  for (int half = kLanes<T> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) v[i] = zip_low<T>(v[i], v[i + half]) + zip_high<T>(v[i], v[i + half]);
+  return v[0];
+}
+
 // Transposes a square of kLanes vectors in registers: log2(lanes) rounds of perfect shuffles.
 template <class T>
 TS_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
