@@ -1,7 +1,8 @@
 // Products of a few rows with a matrix W [N, K] that lies row by row: those of linear layers and cells at small batches.
 //
 // Straight from W, since packing W for a GEMM would read and write it once more than the product itself reads it. W passes
-// line after line, some rows at a time; those behind them are asked for meanwhile, since no hardware knows that they follow.
+// line after line, some rows at a time; those behind them are asked for meanwhile, since no hardware knows that they follow
+// (with one row of x, which leaves little to compute, the processor runs ahead by itself).
 #pragma once
 
 #include "bf16.h"
@@ -30,44 +31,54 @@ struct FewRows {
   int64_t M, K, N;
 };
 
-// y[m][n] = sum over k of x[m][k] w[n][k] + bias[n]: dot products, R rows of W at a time.
-template <class T, int M, int R>
-TS_INLINE void dot_rows(const FewRows& d, const T* rows, const T* w, const T* bias, bool relu, T* to, int64_t n) {
+// y[m][n] = sum over k of x[m][k] w[n][k] + bias[n] for `rows` rows of W from n on: dot products, R of them at a time.
+template <class T, int M, int R, int rows>
+TS_INLINE void dot_rows(const FewRows& d, const T* x, const T* from, const T* bias, bool relu_at_end, T* y, int64_t n) {
   using W = Wide<T>;
   constexpr int L = kPair<T> * kLanes<W>;
   const int64_t K = d.K;
-  Vec<W> sum[M * R] = {};
-  const auto step = [&](int64_t k, int elements) __attribute__((always_inline)) {
-    Vec<Lane<T>> x[M];
-    for (int m = 0; m < M; ++m) x[m] = load_lanes(rows + m * K + k, elements);
-    for (int r = 0; r < R; ++r) {
-      const Vec<Lane<T>> row = load_lanes(w + (n + r) * K + k, elements);
-      __builtin_prefetch(w + (n + r + R) * K + k);
-      for (int m = 0; m < M; ++m) sum[m * R + r] = multiply_add(sum[m * R + r], x[m], row);
-    }
-  };
-  int64_t k = 0;
-  for (; k + L <= K; k += L) step(k, L);
-  if (k < K) step(k, static_cast<int>(K - k));
-  W sums[M * R];
+  Vec<W> sum[M * rows];
+  for (int first = 0; first < rows; first += R) {
+    const T* const w = from + (n + first) * K;
+    Vec<W> part[M][R] = {};
+    const auto step = [&](int64_t k, int elements) __attribute__((always_inline)) {
+      Vec<Lane<T>> factor[M];
+      for (int m = 0; m < M; ++m) factor[m] = load_lanes(x + m * K + k, elements);
+      for (int r = 0; r < R; ++r) {
+        const Vec<Lane<T>> row = load_lanes(w + r * K + k, elements);
+        if (M > 1) __builtin_prefetch(w + (r + R) * K + k);
+        for (int m = 0; m < M; ++m) part[m][r] = multiply_add(part[m][r], factor[m], row);
+      }
+    };
+    int64_t k = 0;
+#pragma GCC unroll 2
+    for (; k + L <= K; k += L) step(k, L);
+    if (k < K) step(k, static_cast<int>(K - k));
+    for (int m = 0; m < M; ++m)
+      for (int r = 0; r < R; ++r) sum[m * rows + first + r] = part[m][r];
+  }
+  W sums[M * rows];
   sum_each<W>(sum, sums);
   for (int m = 0; m < M; ++m)
-    for (int r = 0; r < R; ++r) {
-      const W y = sums[m * R + r] + (bias ? widened(bias + n + r) : W(0));
-      put(to + m * d.N + n + r, relu && y < W(0) ? W(0) : y);
-    }
+    for_vectors<W>(rows, [&](int64_t i, int lanes) __attribute__((always_inline)) {
+      Vec<W> out = load_some<W>(sums + m * rows + i, lanes);
+      if (bias) out += load_wide(bias + n + i, lanes);
+      store_wide(y + m * d.N + n + i, relu_at_end ? relu<W>(out) : out, lanes);
+    });
 }
 
 template <class T, int M = kFewRows>
 void few_rows(const FewRows& d, const T* x, const T* w, const T* bias, bool relu, T* y) {
   if constexpr (M > 1)
     if (d.M < M) return few_rows<T, M - 1>(d, x, w, bias, relu, y);
-  constexpr int R = kRowsOfW<M>;
-  parallel(ceil_div(d.N, R), kParallelWork / (R * M * d.K + 1) + 1, [&](int64_t begin, int64_t end) {
-    int64_t n = begin * R;
-    const int64_t stop = min_of(d.N, end * R);
-    for (; n + R <= stop; n += R) dot_rows<T, M, R>(d, x, w, bias, relu, y, n);
-    for (; n < stop; ++n) dot_rows<T, M, 1>(d, x, w, bias, relu, y, n);
+  constexpr int R = M == 1 && kVectorBytes == 32 ? 8 : kRowsOfW<M>, lanes = kLanes<Wide<T>> / M;
+  constexpr int most = lanes > R ? lanes / R * R : R;  // whose sums are a vector, about
+  parallel(ceil_div(d.N, most), kParallelWork / (most * M * d.K + 1) + 1, [&](int64_t begin, int64_t end) {
+    int64_t n = begin * most;
+    const int64_t stop = min_of(d.N, end * most);
+    for (; n + most <= stop; n += most) dot_rows<T, M, R, most>(d, x, w, bias, relu, y, n);
+    for (; n + R <= stop; n += R) dot_rows<T, M, R, R>(d, x, w, bias, relu, y, n);
+    for (; n < stop; ++n) dot_rows<T, M, 1, 1>(d, x, w, bias, relu, y, n);
   });
 }
 
