@@ -89,7 +89,7 @@ class Call {
     const int64_t elements = ts::dlpack::elements(t);
     if (elements > ts::direct::kMostElements || (elements > 0 && !t.data)) return false;  // wrappers and zero tensors hold none
     elements_ += elements;
-    if (t.code >= ts::dlpack::kFloat && t.bits == 16) return false;  // computed in float32: torch casts them
+    if (t.bits == 16 && elements > ts::direct::kMostCast) return false;
     PyObject* const negated = PyObject_CallOneArg(s_.is_neg.ptr(), given);
     Py_XDECREF(negated);
     return negated == Py_False;
@@ -196,7 +196,7 @@ py::object make(const std::string& name, py::object otherwise, const py::type& t
 void bind_direct(py::module_& m) {
   m.def("direct", &make, py::arg("name"), py::arg("otherwise"), py::arg("tensor"), py::arg("parameter"), py::arg("elsewhere"),
         "The native op `name` as a function of its positional arguments that does without torch's dispatcher where it may:\n"
-        "for small float32 and float64 CPU tensors of the types `tensor` and `parameter` themselves. `otherwise` is called with\n"
+        "for small CPU tensors of the types `tensor` and `parameter` themselves. `otherwise` is called with\n"
         "the same arguments where it may not, where one of the functions `elsewhere` gives what is true, and where the op\n"
         "refuses. Autograd must not be about to record the call. `otherwise` is returned where torch has no exchange API.");
 }

@@ -94,6 +94,47 @@ def test_convolutions_that_are_natives_until_something_is_measured(monkeypatch, 
     assert chosen("conv2d", x, w).implementation == "cpp"
 
 
+def test_rules_of_convolutions_by_dtype(monkeypatch):
+    """Native's float16 is several times as slow, its float64 has no blocked channels: only 1 x 1 windows are left to it."""
+    monkeypatch.setattr(dispatch, "RULES", True)
+    monkeypatch.setattr(_native, "isa_active", lambda: "avx512")
+    for input, weight, stride, groups, *_ in CONVOLUTIONS:
+        for dtype in (torch.float16, torch.float64):
+            x, w = torch.randn(input, dtype=dtype), torch.randn(weight, dtype=dtype)
+            left = dtype == torch.float64 and weight == (128, 128, 1, 1)
+            said = chosen("conv2d", x, w, None, stride, 1, 1, groups)
+            assert said.implementation == ("torch" if left else "cpp"), (said, input, weight, dtype)
+            assert said.reason.startswith("many channels" if left else "cpu kernel")
+    for dtype, left in ((torch.float16, False), (torch.float32, True)):
+        x, w = torch.randn(2, 4, 8, 8).to(dtype, memory_format=torch.channels_last), torch.randn(4, 4, 3, 3).to(dtype)
+        assert chosen("conv2d", x, w).implementation == ("torch" if left else "cpp")
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_float16_whose_weights_are_cast_in_each_call(isa, monkeypatch):
+    monkeypatch.setattr(dispatch, "RULES", True)
+    monkeypatch.setattr(sys.modules["torchsmith.ops.linear"], "MKL_AT_HOME", True)
+    monkeypatch.setattr(sys.modules["torchsmith.ops._cell"], "AMX", True)
+    monkeypatch.setattr(_native, "isa_active", lambda: isa)
+    w = torch.randn(512, 512).half()
+    for rows, left in ((1, True), (2, False), (7, False), (8, True)):
+        x = torch.randn(rows, 512).half()
+        said = chosen("linear", x, w)
+        assert said.implementation == ("torch" if left and isa == "avx512" else "cpp"), (said, rows)
+    assert chosen("linear", x.float(), w.float()).implementation == "cpp"
+    for hidden, left in ((209, False), (210, True)):  # of 6 x 210 x 210 elements, 2^18 and some
+        weights = torch.randn(2, 3 * hidden, hidden)
+        x = torch.randn(1, hidden)
+        said = chosen("gru_cell", x.half(), x.half(), *weights.half())
+        assert said.implementation == ("torch" if left and isa == "avx512" else "cpp"), (said, hidden)
+        assert chosen("gru_cell", x, x, *weights).implementation == "cpp"
+        with torchsmith.backend("cpp"):
+            assert chosen("gru_cell", x.half(), x.half(), *weights.half()).implementation == "cpp"
+    if isa == "avx512":
+        arguments = x.half(), x.half(), *weights.half()
+        assert torch.equal(torchsmith.gru_cell(*arguments), torch.gru_cell(*arguments))
+
+
 @pytest.mark.parametrize(
     "at_home, isa, rows, left",
     [(True, "avx512", 64, True), (True, "avx512", 63, False), (True, "avx2", 64, False), (False, "avx512", 64, False)],

@@ -17,8 +17,11 @@ inline View new_empty(const View& like, const Ints& sizes, const Ints& strides, 
 inline Tensor cast(const Tensor& t, ScalarType type) {
   return t.scalar_type() == type ? t : torch::stable::to(t, type);
 }
-inline const View& cast(const View& t, ScalarType type) { return t.scalar_type() == type ? t : throw Unfit{}; }
 inline View dense(const View& t) { return t.is_contiguous() ? t : copied(t, contiguous_strides(sizes_of(t))); }
+inline View cast(const View& t, ScalarType type) {
+  if (t.scalar_type() == type) return t;
+  return converted(is_channels_last(t) ? t : dense(t), type);
+}
 inline View to_channels_last(const View& t) { return copied(t, channels_last_strides(sizes_of(t))); }
 inline Tensor copied_to(Tensor to, const Tensor& from) { return torch::stable::copy_(to, from); }
 inline View copied_to(const View&, const View& from) { return dense(from); }

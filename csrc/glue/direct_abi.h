@@ -19,7 +19,7 @@ union Value {
 };
 
 // Operands beyond it are not handed over: what a call saves is nothing beside their work.
-constexpr int64_t kMostElements = 1 << 18;
+constexpr int64_t kMostElements = 1 << 18, kMostCast = 4096;  // of 16 bits, which may have to be cast: torch casts more faster
 constexpr int kMostResults = 64;
 struct Returned {
   dlpack::Managed* tensors[kMostResults];

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -40,6 +42,8 @@ class View {
     switch (t_->code << 8 | t_->bits) {
       case dlpack::kFloat << 8 | 32: return ScalarType::Float;
       case dlpack::kFloat << 8 | 64: return ScalarType::Double;
+      case dlpack::kFloat << 8 | 16: return ScalarType::Half;
+      case dlpack::kBfloat << 8 | 16: return ScalarType::BFloat16;
       case dlpack::kInt << 8 | 64: return ScalarType::Long;
       case dlpack::kInt << 8 | 32: return ScalarType::Int;
       case dlpack::kUInt << 8 | 8: return ScalarType::Byte;
@@ -71,10 +75,18 @@ class Results {
   View empty(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, torch::headeronly::ScalarType type) {
     using torch::headeronly::ScalarType;
     constexpr int64_t kMostBytes = 1 << 24;
-    const bool integer = type == ScalarType::Int || type == ScalarType::Long;
-    const auto code = type == ScalarType::Byte ? dlpack::kUInt : integer ? dlpack::kInt : dlpack::kFloat;
-    int64_t bytes = type == ScalarType::Byte ? 1 : type == ScalarType::Double || type == ScalarType::Long ? 8 : 4;
-    const auto bits = static_cast<uint8_t>(8 * bytes);
+    const auto [code, bits] = [&]() -> std::pair<uint8_t, uint8_t> {
+      switch (type) {
+        case ScalarType::Double: return {dlpack::kFloat, 64};
+        case ScalarType::Half: return {dlpack::kFloat, 16};
+        case ScalarType::BFloat16: return {dlpack::kBfloat, 16};
+        case ScalarType::Long: return {dlpack::kInt, 64};
+        case ScalarType::Int: return {dlpack::kInt, 32};
+        case ScalarType::Byte: return {dlpack::kUInt, 8};
+        default: return {dlpack::kFloat, 32};
+      }
+    }();
+    int64_t bytes = bits / 8;
     for (const int64_t n : sizes) bytes *= n;
     if (bytes > kMostBytes || sizes.size() > kMostDimensions || count_ == kMost) throw Unfit{};
     // One block: what describes the tensor, then its elements, on a line of their own as torch's allocator gives them.
@@ -127,6 +139,27 @@ inline View copied(const View& v, const std::vector<int64_t>& strides) {
       at[d] = 0;
     }
   }
+  return to;
+}
+
+// Values of a dense tensor as float, and back: what the kernels do not take as it is. Of any size: arguments are few, and what
+// was computed is not thrown away.
+inline View converted(const View& v, torch::headeronly::ScalarType type) {
+  using torch::headeronly::ScalarType;
+  const View to = v.results().empty({v.sizes().begin(), v.sizes().end()}, {v.strides().begin(), v.strides().end()}, type);
+  const auto each = [&]<class To, class From>(To, From) {
+    const auto* const from = static_cast<const From*>(v.const_data_ptr());
+    auto* const out = static_cast<To*>(to.mutable_data_ptr());
+    for (int64_t i = 0; i < v.numel(); ++i) out[i] = static_cast<To>(static_cast<float>(from[i]));
+  };
+  using torch::headeronly::BFloat16;
+  using torch::headeronly::Half;
+  const auto from = v.scalar_type();
+  if (type == ScalarType::Float && from == ScalarType::Half) each(float{}, Half{});
+  else if (type == ScalarType::Float && from == ScalarType::BFloat16) each(float{}, BFloat16{});
+  else if (type == ScalarType::Half && from == ScalarType::Float) each(Half{}, float{});
+  else if (type == ScalarType::BFloat16 && from == ScalarType::Float) each(BFloat16{}, float{});
+  else throw Unfit{};
   return to;
 }
 

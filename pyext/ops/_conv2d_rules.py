@@ -15,6 +15,7 @@ __all__ = ["MANY_CHANNELS", "copied_layout", "rule", "rule_on_cuda", "rule_with_
 #: few, and many for a depthwise convolution with a large stride.
 MANY_CHANNELS, MANY_FOR_LARGE_WINDOWS = 128 * 128, 64 * 64
 FEW_CELLS, MANY_CELLS = 16, 128
+MANY = "many channels: native's convolution is ahead"
 #: Multiply-adds from which cuDNN, ReLU and pool are taken to be faster than ours in one on a GPU: at 2^24 ours was 1.1-1.8 times as fast.
 LARGE_ON_CUDA = 2**26
 #: Where ours is on vectors: multiply-adds from which AMX is ahead, without and with a pool, and cells of a window, over channels, that fill its tiles.
@@ -27,20 +28,24 @@ def rule(input, weight, stride, padding, dilation, groups) -> str:
     On AVX2 (1.0-1.5 with many channels else): 0.85-0.95 of windows of 25 and 49 cells, 0.6-0.98 of few cells in several
     images (1.4-3 in one), 0.8 of depthwise ones with a stride above 2. With AVX-512 strided depthwise ones win 1.4-1.9, but for
     few cells (0.2-0.9; 1.6-3.6 where rows keep their length); many channels lost when last measured, 64 to 64 in a window of
-    3 x 3 0.96 on AMD's and 0.73-0.89 on Intel's. Of bfloat16, both on AMX, 64 to 64 0.8-1.3, 256 to 256 0.6.
+    3 x 3 0.96 on AMD's and 0.73-0.89 on Intel's. Of bfloat16, both on AMX, 64 to 64 0.8-1.3, 256 to 256 0.6. Of float64 only
+    1 x 1 windows over many channels lost (0.88-1.0; larger ones won 1.0-1.4, depthwise ones 3-30), and of float16 nothing:
+    native's backward takes 80 to 250 times as long.
     """
-    if input.dim() != 4 or weight.dim() != 4 or not input.is_cpu:
+    if input.dim() != 4 or weight.dim() != 4 or not input.is_cpu or input.dtype == torch.float16:
         return ""
     outputs, inputs, height, width = weight.shape
     steps = [stride, stride] if isinstance(stride, int) else stride
     if not isinstance(steps, (list, tuple)) or not all(isinstance(s, int) and s > 0 for s in steps):
         return ""  # to be refused in words
     cells, taps = input.shape[2] * input.shape[3] // prod(steps), height * width
+    if input.dtype == torch.float64:
+        return MANY if taps == 1 and groups == 1 and outputs * inputs >= MANY_CHANNELS else ""
     avx512 = _native.isa_active().startswith("avx512")
     if groups == 1:
         many = MANY_FOR_LARGE_WINDOWS if taps > 1 else MANY_CHANNELS
         if avx512 and outputs * inputs >= many and (taps > 1 or cells < FEW_CELLS // 2):
-            return "many channels: native's convolution, blocked by channels, is ahead"
+            return MANY
         if taps > 9 and outputs * inputs >= MANY_FOR_LARGE_WINDOWS:
             return "many channels and a large window: native's convolution, blocked by channels, is ahead"
         if taps > 1 and outputs * inputs >= MANY_CHANNELS and cells < FEW_CELLS and input.shape[0] > 1:
@@ -63,8 +68,15 @@ def _rows_keep_length(width, steps, padding, dilation) -> bool:
 
 def copied_layout(name, input, groups) -> str:
     """Why channels_last convolutions are native's: ours would transpose each tensor, and with that takes 1.1 to 1.6 times as
-    long on the shapes measured. Depthwise ones have a kernel of their own, and before a pool the copies pay."""
-    if not automatic(name) or input.dim() != 4 or groups == input.shape[1] or not input.is_cpu:
+    long on the shapes measured. Depthwise ones have a kernel of their own, and before a pool the copies pay, as in float16, of
+    which native's backward takes 80 to 130 times as long."""
+    if (
+        not automatic(name)
+        or input.dim() != 4
+        or groups == input.shape[1]
+        or not input.is_cpu
+        or input.dtype == torch.float16
+    ):
         return ""
     last = input.is_contiguous(memory_format=torch.channels_last)
     return "channels_last: native reads it as it lies, ours would copy it" if last else ""
