@@ -18,6 +18,20 @@ BUGS = (
         VALUES + "linear",
     ),
     Bug(
+        "sums of later rows of W over the first ones, of few rows",
+        "csrc/cpu/few_rows.h",
+        "sum[m * rows + first + r] = part[m][r]",
+        "sum[m * rows + r] = part[m][r]",
+        VALUES + "linear",
+    ),
+    Bug(
+        "the first rows' bias for all that few rows sum at once",
+        "csrc/cpu/few_rows.h",
+        "load_wide(bias + n + i, lanes)",
+        "load_wide(bias + i, lanes)",
+        VALUES + "linear",
+    ),
+    Bug(
         "a row of x too few in the weight gradient of few rows",
         "csrc/cpu/few_rows.h",
         "for (int m = 1; m < M; ++m) sum += gn[m]",
