@@ -52,7 +52,7 @@ void project(int64_t rows, int64_t I, int64_t N, const X* x, const T* w, const T
 template <class T, class G, class X>
 void project_back(int64_t rows, int64_t I, int64_t N, const G* g, const T* w, X* gx, bool accumulate) {
   if constexpr (kStraight<T, G, X>)
-    if (straight<T>(rows, I)) return few_rows_dx<T>({rows, I, N}, g, w, gx, accumulate);
+    if (straight<T>(rows, I) && rows <= kFewRowsBack) return few_rows_dx<T>({rows, I, N}, g, w, gx, accumulate);
   left_rows_gemm<T>(rows, I, N, g, RightStrided<T>{w, I, 1}, gx, {.accumulate = accumulate});
 }
 
