@@ -35,8 +35,16 @@ struct Exp<double> {
   static constexpr int kDegree = 13, kBias = 1023, kMantissa = 52;
 };
 
+// 1 / n!. A table: calls of a constexpr function in a loop are left to run time where the compiler does not unroll it.
 template <class T>
-constexpr T reciprocal_factorial(int n) { return n < 2 ? T(1) : reciprocal_factorial<T>(n - 1) / T(n); }
+struct ReciprocalFactorials {
+  T of[Exp<T>::kDegree + 1];
+  constexpr ReciprocalFactorials() : of{T(1)} {
+    for (int n = 1; n <= Exp<T>::kDegree; ++n) of[n] = of[n - 1] / T(n);
+  }
+};
+template <class T>
+constexpr ReciprocalFactorials<T> kReciprocalFactorial;
 
 template <class To, class From>
 TS_INLINE To bits_as(From from) {
@@ -76,9 +84,9 @@ TS_INLINE Vec<T> exp_of(Vec<T> x) {
   const Vec<T> magic = splat(E::kMagic), shifted = x * E::kLog2e + magic, n = shifted - magic;
   Vec<T> r = x - n * E::kLn2High;
   r = r - n * E::kLn2Low;
-  Vec<T> p = splat(reciprocal_factorial<T>(E::kDegree));
+  Vec<T> p = splat(kReciprocalFactorial<T>.of[E::kDegree]);
 #pragma GCC unroll 16
-  for (int i = E::kDegree - 1; i >= 2; --i) p = p * r + reciprocal_factorial<T>(i);
+  for (int i = E::kDegree - 1; i >= 2; --i) p = p * r + kReciprocalFactorial<T>.of[i];
   p = p * r * r + r + T(1);
   return times_power(p, n, shifted);
 }
