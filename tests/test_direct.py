@@ -60,6 +60,11 @@ def calls_of(spec, sample):
     return native.calls
 
 
+def with_defaults(func, args):
+    """A record's arguments, which leave out what is at its default."""
+    return (*args, *(a.default_value for a in func._schema.arguments[len(args) :]))
+
+
 def same(a, b):
     numbers = torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
     return numbers and torch.equal(
@@ -74,7 +79,7 @@ def test_it_gives_what_the_op_gives(spec, dtype):
     seen = set()
     for sample in samples_of(spec, dtype):
         for func, args, _ in calls_of(spec, sample):
-            args = (*args, *(a.default_value for a in func._schema.arguments[len(args) :]))  # what a record leaves out
+            args = with_defaults(func, args)
             call, through = direct(name := func._schema.name.partition("::")[2])
             with torch.no_grad():
                 found, expected = call(*args), func(*args)
@@ -88,6 +93,22 @@ def test_it_gives_what_the_op_gives(spec, dtype):
                 assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype), (sample.name, name)
                 assert same(a, b), (sample.name, name)
     assert seen == set(spec.kernels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_gradient_of_the_inputs_sizes(dtype):
+    """Of one layer, which has it copied to where the input's gradient will be if it is of another type."""
+    rnn, x = torchsmith.nn.RNN(3, 3).to(dtype), torch.randn(4, 2, 3, dtype=dtype, requires_grad=True)
+    with Record() as native:
+        y, _ = rnn(x)
+        y.backward(torch.randn_like(y))
+    ((func, args, _),) = [c for c in native.calls if "rnn_backward" in str(c[0])]
+    call, through = direct("rnn_backward")
+    args = with_defaults(func, args)
+    with torch.no_grad():
+        for a, b in zip(tree_leaves(call(*args)), tree_leaves(func(*args)), strict=True):
+            assert same(a, b)
+    assert not through
 
 
 class Ours(torch.Tensor):

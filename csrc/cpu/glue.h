@@ -24,7 +24,7 @@ inline View cast(const View& t, ScalarType type) {
 }
 inline View to_channels_last(const View& t) { return copied(t, channels_last_strides(sizes_of(t))); }
 inline Tensor copied_to(Tensor to, const Tensor& from) { return torch::stable::copy_(to, from); }
-inline View copied_to(const View&, const View& from) { return dense(from); }
+inline View copied_to(const View& to, const View& from) { return dense(cast(from, to.scalar_type())); }
 
 // For the call that `like` is an argument of.
 template <class Tensor>

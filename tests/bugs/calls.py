@@ -109,6 +109,13 @@ BUGS = (
         "gives_what_the_op_gives and float16",
     ),
     Bug(
+        "a direct call's gradient read in the type it came in",
+        "csrc/cpu/glue.h",
+        "return dense(cast(from, to.scalar_type()))",
+        "return dense(from)",
+        "gradient_of_the_inputs_sizes",
+    ),
+    Bug(
         "float16 convolutions left to native, whose backward is many times as slow",
         "pyext/ops/_conv2d_rules.py",
         "or not input.is_cpu or input.dtype == torch.float16:",
