@@ -30,7 +30,7 @@ def rule(input, weight, stride, padding, dilation, groups) -> str:
     few cells (0.2-0.9; 1.6-3.6 where rows keep their length); many channels lost when last measured, 64 to 64 in a window of
     3 x 3 0.96 on AMD's and 0.73-0.89 on Intel's. Of bfloat16, both on AMX, 64 to 64 0.8-1.3, 256 to 256 0.6. Of float64 only
     1 x 1 windows over many channels lost (0.88-1.0; larger ones won 1.0-1.4, depthwise ones 3-30), and of float16 nothing:
-    native's backward takes 80 to 250 times as long.
+    with its backward, native's takes 16 to 250 times as long.
     """
     if input.dim() != 4 or weight.dim() != 4 or not input.is_cpu or input.dtype == torch.float16:
         return ""
@@ -69,7 +69,7 @@ def _rows_keep_length(width, steps, padding, dilation) -> bool:
 def copied_layout(name, input, groups) -> str:
     """Why channels_last convolutions are native's: ours would transpose each tensor, and with that takes 1.1 to 1.6 times as
     long on the shapes measured. Depthwise ones have a kernel of their own, and before a pool the copies pay, as in float16, of
-    which native's backward takes 80 to 130 times as long."""
+    which native's, with its backward, takes 80 to 130 times as long."""
     if (
         not automatic(name)
         or input.dim() != 4
