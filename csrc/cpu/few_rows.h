@@ -9,11 +9,19 @@
 
 namespace ts::TS_ISA {
 
+// Rows of x at a time, at most: their sums and factors stay in registers.
 constexpr int64_t kFewRows = kVectorBytes == 64 ? 8 : 4;
 // In data gradients the sums pass through memory, and in a GEMM stay in registers: from 6 rows on that takes 0.75-0.9 of the time.
 constexpr int64_t kFewRowsBack = kVectorBytes == 64 ? 5 : 4;
+// A weight gradient is written row by row, and in a GEMM's tiles in 14 streams with few steps between two writes.
+constexpr int64_t kFewRowsOfGradients = kVectorBytes == 64 ? 12 : 4;
 // More than four only with long rows: of short ones the sums of lanes take as long as packing.
-TS_INLINE bool are_few(int64_t M, int64_t K) { return M > 0 && (M <= 4 || (M <= kFewRows && K >= 128)); }
+TS_INLINE bool are_few(int64_t M, int64_t K, int64_t most = kFewRows) { return M > 0 && (M <= 4 || (M <= most && K >= 128)); }
+// And more, up to twice kFewRows, where all of x stays in the L1 cache: then W's rows are there for the second half of x.
+template <class T>
+TS_INLINE bool are_few_in_halves(int64_t M, int64_t K) {
+  return kLanes<Wide<T>> > 4 && M > 0 && M <= kFewRows + kLanes<Wide<T>> / 2 && K >= 256 && M * K <= static_cast<int64_t>((40 << 10) / sizeof(T));
+}
 // Rows of W at a time: more than four are read more slowly; sums or factors are at most 16, or 8 of 16 registers.
 template <int M>
 constexpr int kRowsOfW = M <= (kVectorBytes == 64 ? 4 : 2) ? 4 : 2;
@@ -69,18 +77,25 @@ TS_INLINE void dot_rows(const FewRows& d, const T* x, const T* from, const T* bi
     });
 }
 
+// Rows of x beyond kFewRows in halves, the second of which ends with x and may compute a row again.
 template <class T, int M = kFewRows>
 void few_rows(const FewRows& d, const T* x, const T* w, const T* bias, bool relu, T* y) {
   if constexpr (M > 1)
-    if (d.M < M) return few_rows<T, M - 1>(d, x, w, bias, relu, y);
+    if (ceil_div(d.M, ceil_div(d.M, kFewRows)) < M) return few_rows<T, M - 1>(d, x, w, bias, relu, y);
   constexpr int R = M == 1 && kVectorBytes == 32 ? 8 : kRowsOfW<M>, lanes = kLanes<Wide<T>> / M;
   constexpr int most = lanes > R ? lanes / R * R : R;  // whose sums are a vector, about
   parallel(ceil_div(d.N, most), kParallelWork / (most * M * d.K + 1) + 1, [&](int64_t begin, int64_t end) {
     int64_t n = begin * most;
     const int64_t stop = min_of(d.N, end * most);
-    for (; n + most <= stop; n += most) dot_rows<T, M, R, most>(d, x, w, bias, relu, y, n);
-    for (; n + R <= stop; n += R) dot_rows<T, M, R, R>(d, x, w, bias, relu, y, n);
-    for (; n < stop; ++n) dot_rows<T, M, 1, 1>(d, x, w, bias, relu, y, n);
+    const auto dot = [&]<int at_once, int rows>() {
+      for (int64_t m = 0; m < d.M; m += M) {
+        const int64_t first = min_of(m, d.M - M);
+        dot_rows<T, M, at_once, rows>(d, x + first * d.K, w, bias, relu, y + first * d.N, n);
+      }
+    };
+    for (; n + most <= stop; n += most) dot.template operator()<R, most>();
+    for (; n + R <= stop; n += R) dot.template operator()<R, R>();
+    for (; n < stop; ++n) dot.template operator()<1, 1>();
   });
 }
 
@@ -131,7 +146,7 @@ void few_rows_dx(const FewRows& d, const T* g, const T* w, T* dx, bool accumulat
 }
 
 // dw[n][k] = sum over m of g[m][n] x[m][k], written once.
-template <class T, int M = kFewRows>
+template <class T, int M = kFewRowsOfGradients>
 void few_rows_dw(const FewRows& d, const T* g, const T* from, T* dw) {
   if constexpr (M > 1)
     if (d.M < M) return few_rows_dw<T, M - 1>(d, g, from, dw);

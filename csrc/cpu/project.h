@@ -19,7 +19,9 @@ void left_rows_gemm(int64_t M, int64_t N, int64_t K, const A* a, const Right& ri
 template <class T, class... Each>
 constexpr bool kStraight = (std::is_same_v<T, Each> && ...);
 template <class T>
-TS_INLINE bool straight(int64_t rows, int64_t I) { return are_few(rows, I) && !tiling_of<T>(rows, false).unit; }
+TS_INLINE bool straight(int64_t rows, int64_t I) {
+  return (are_few(rows, I) || are_few_in_halves<T>(rows, I)) && !tiling_of<T>(rows, false).unit;
+}
 
 // y [rows, N] = x [rows, I] W^T + bias, then ReLU.
 template <class T, class X, class Y>
@@ -60,7 +62,7 @@ void project_back(int64_t rows, int64_t I, int64_t N, const G* g, const T* w, X*
 template <class T, class G, class X>
 void weight_gradient(int64_t rows, int64_t I, int64_t N, const G* g, const X* x, T* gw) {
   if constexpr (kStraight<T, G, X>)
-    if (are_few(rows, I)) return few_rows_dw<T>({rows, I, N}, g, x, gw);
+    if (are_few(rows, I, kFewRowsOfGradients)) return few_rows_dw<T>({rows, I, N}, g, x, gw);
   gemm<T>(N, I, rows, LeftStrided<G>{g, 1, N}, RightStrided<X>{x, I, 1}, gw, I, {});
 }
 

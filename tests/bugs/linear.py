@@ -32,6 +32,13 @@ BUGS = (
         VALUES + "linear",
     ),
     Bug(
+        "the second half of few rows behind the first, also where x ends before",
+        "csrc/cpu/few_rows.h",
+        "const int64_t first = min_of(m, d.M - M);",
+        "const int64_t first = m;",
+        VALUES + "linear",
+    ),
+    Bug(
         "a row of x too few in the weight gradient of few rows",
         "csrc/cpu/few_rows.h",
         "for (int m = 1; m < M; ++m) sum += gn[m]",
