@@ -310,8 +310,9 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, const Ten
   const int64_t g_image = image_step(grad, d, c);
   const Tensor g = g_image ? grad : operand(grad, c, d.channels_last), x = operand(input, c, d.channels_last);
   const Tensor w = operand(weight, c);
-  const Maybe<Tensor> y = relu ? Maybe<Tensor>(operand(*output, c, d.channels_last)) : std::nullopt;
-  const Maybe<Tensor> at = d.pool ? Maybe<Tensor>(dense(*position)) : std::nullopt;
+  Maybe<Tensor> y, at;
+  if (relu) y.emplace(operand(*output, c, d.channels_last));
+  if (d.pool) at.emplace(dense(*position));
   const Tensor dx = need_input ? empty(input, sizes_of(input), c, d.channels_last) : empty(input, Ints{0}, c);
   const Tensor dw = empty(input, need_weight ? sizes_of(weight) : Ints{0}, c);
   const Tensor db = empty(input, need_bias ? Ints{d.K} : Ints{0}, c);
@@ -320,8 +321,8 @@ std::tuple<Tensor, Tensor, Tensor> conv2d_backward(const Tensor& grad, const Ten
                                 in<T>(g),
                                 in<T>(x),
                                 in<T>(w),
-                                relu ? in<T>(y) : nullptr,
-                                d.pool ? at->const_data_ptr() : nullptr,
+                                in<T>(y),
+                                at ? at->const_data_ptr() : nullptr,
                                 out_if<T>(need_input, dx),
                                 out_if<T>(need_weight, dw),
                                 out_if<T>(need_bias, db),
