@@ -55,6 +55,12 @@ CONVOLUTIONS = {
     "weight gradient, pairs, lanes without a channel": conv((3, 6, 6, 7), (13, 6, 3, 3), padding=1),
     "weight gradient, pairs, chunks made even": conv((2, 6, 37, 24), (24, 6, 3, 3)),
     "weight gradient, pairs behind a whole panel": conv((3, 7, 6, 6), (52, 7, 3, 3)),
+    "bands of rows, the last with fewer": conv((1, 12, 71, 63), (5, 12, 3, 3)),
+    "bands of both gradients": conv((2, 10, 64, 70), (6, 10, 5, 5), padding=2),
+    "bands, stride and dilation": conv((1, 9, 131, 127), (6, 9, 3, 3), stride=2, padding=1, dilation=2),
+    "bands, groups": conv((1, 16, 64, 65), (20, 8, 3, 3), groups=2, padding=1),
+    "bands, cells copied": conv((1, 14, 50, 50), (101, 14, 3, 3)),
+    "bands, pairs of cells": conv((1, 16, 66, 64), (16, 16, 3, 3), padding=1),
 }
 # What a matrix unit has a way of its own for: tiles of 16 rows, columns and lanes, two by two, in bfloat16.
 TILES = {
@@ -67,6 +73,7 @@ TILES = {
         "groups": conv((3, 12, 7, 8), (42, 4, 3, 3), groups=3, padding=1),
         "stride and dilation": conv((2, 5, 13, 11), (18, 5, 3, 2), stride=(2, 3), padding=2, dilation=2),
         "odd images": conv((5, 7, 8, 8), (10, 7, 5, 5)),
+        "bands of rows": conv((1, 24, 71, 63), (40, 24, 3, 3), padding=1),
     },
     "linear": {
         "five rows": linear(5, 70, 33),
@@ -165,7 +172,13 @@ def test_values_and_gradients(op, make, dtype, isa):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    "name", ["lines, weights in place, several blocks", "expanded", "weight gradient, chunks of an image"]
+    "name",
+    [
+        "lines, weights in place, several blocks",
+        "expanded",
+        "weight gradient, chunks of an image",
+        "bands of rows, the last with fewer",
+    ],
 )
 @pytest.mark.parametrize("op, keywords", [("conv2d_relu", {}), ("conv2d_relu_maxpool2d", POOL)])
 def test_fused(op, keywords, name):

@@ -76,21 +76,26 @@ void conv2d_forward(const conv2d::Forward<T>& p) {
     pack_weights<T>(packed + g * weights, s.Kg, s.Cg, s.area, w);
   }
   int64_t* offset = scratch<int64_t>(Slot::cells, 2 * depth);
+  const int64_t rows = lined ? d.OH : band_rows<Lane<T>>(e), bands = ceil_div(d.OH, rows);
+  const Expansion band = e.band(0, rows);
   if (lined) RightLines<T>::offsets(e, offset, planes);
-  else if (unit.rows) unit_offsets(offset, unit, e);
-  else e.offsets(offset, planes);
+  else if (unit.rows) unit_offsets(offset, unit, band);
+  else band.offsets(offset, planes);
   parallel(d.N, images_a_thread(d, s), [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
-      const Lane<T>* x = lane_planes<T>(p.x + n * d.C * d.H * d.W, d.G, s.Cg, d.H * d.W, Slot::planes);
-      if (!lined) x = expanded<Lane<T>>(x, 1, e, Slot::image);
+      const Lane<T>* planes_of_x = lane_planes<T>(p.x + n * d.C * d.H * d.W, d.G, s.Cg, d.H * d.W, Slot::planes);
       Wide<T>* image = d.pool ? scratch<Wide<T>>(Slot::pixels, d.K * s.cells) : nullptr;
-      for (int64_t g = 0; g < d.G; ++g) {
-        const ImageProduct<T> product{x + g * planes * (lined ? d.H * d.W : d.KW * e.plane()), offset, s.Kg, depth, s.cells,
-                                      in_place ? nullptr : packed + g * weights, p.bias ? p.bias + g * s.Kg : nullptr, d.relu,
-                                      lined ? &e : nullptr, in_place ? p.w + g * s.Kg * s.window : nullptr, {}, unit, e.plane(), d.KH};
-        if (d.pool) product.run(image + g * s.Kg * s.cells);
-        else product.run(p.y + (n * d.K + g * s.Kg) * s.cells);
-      }
+      for_bands(bands, [&](int64_t at) {
+        const int64_t row = at * rows, cells = min_of(rows, d.OH - row) * d.OW;
+        const Lane<T>* x = lined ? planes_of_x : expanded<Lane<T>>(planes_of_x, 1, e.band(row, rows), Slot::image);
+        for (int64_t g = 0; g < d.G; ++g) {
+          const ImageProduct<T> product{x + g * planes * (lined ? d.H * d.W : d.KW * band.plane()), offset, s.Kg, depth, cells, s.cells,
+                                        in_place ? nullptr : packed + g * weights, p.bias ? p.bias + g * s.Kg : nullptr, d.relu,
+                                        lined ? &e : nullptr, in_place ? p.w + g * s.Kg * s.window : nullptr, {}, unit, band.plane(), d.KH};
+          if (d.pool) product.run(image + g * s.Kg * s.cells + row * d.OW);
+          else product.run(p.y + (n * d.K + g * s.Kg) * s.cells + row * d.OW);
+        }
+      });
       if (d.pool) pool_image<T>(d, s, image, p.y, p.position, n * d.K);
     }
   });
@@ -137,8 +142,12 @@ void bias_gradient(const T* g, int64_t K, int64_t cells, Wide<T>* sums) {
   }
 }
 
+// Pairs are of images, whose bands the matrix unit's tiles would not fit.
+template <class T>
+int64_t weight_rows(const Expansion& e) { return kPair<T> == 1 ? band_rows<T>(e) : e.OH; }
+
 struct Plan {  // of a backward pass: what every share of the images uses
-  int64_t at_once, shares;  // images a group; shares of the batch
+  int64_t at_once, shares, rows;  // images a group; shares of the batch; output rows a band, for dw
   const int64_t* offset;
 };
 
@@ -159,14 +168,19 @@ void backward_images(const conv2d::Backward<T>& p, const Sizes& s, const Plan& p
     }
     if (p.dw) {
       const int64_t images = lanes_of<T>(count);
-      const Lane<T>* x = expanded<Lane<T>>(lane_planes<T>(p.x + first * image, 1, count, image, Slot::planes), images, e, Slot::batch);
+      const Lane<T>* planes = lane_planes<T>(p.x + first * image, 1, count, image, Slot::planes);
       const Lane<T>* lanes = lane_planes<T>(g, 1, count, cells, Slot::pairs);
-      for (int64_t group = 0; group < d.G; ++group) {
-        const Taps<T> taps{lanes + group * s.Kg * s.cells, x + group * s.Cg * d.KW * e.plane(), g_image, e.size(), images, s.cells, plan.offset};
-        Wide<T>* const to = dw + group * s.Kg * s.window;
-        if constexpr (kUnit<T>)
-          if (unit_weight_gradient(taps, s.Kg, s.Cg, e, to)) continue;
-        add_weight_gradient<T>(taps, s.Kg, s.window, to);
+      for (int64_t row = 0; row < d.OH; row += plan.rows) {
+        const Expansion band = e.band(row, plan.rows);
+        const Lane<T>* x = expanded<Lane<T>>(planes, images, band, Slot::batch);
+        for (int64_t group = 0; group < d.G; ++group) {
+          const Taps<T> taps{lanes + group * s.Kg * s.cells + row * d.OW, x + group * s.Cg * d.KW * band.plane(), g_image, band.size(), images,
+                             min_of(plan.rows, d.OH - row) * d.OW, s.cells, plan.offset};
+          Wide<T>* const to = dw + group * s.Kg * s.window;
+          if constexpr (kUnit<T>)
+            if (unit_weight_gradient(taps, s.Kg, s.Cg, band, to)) continue;
+          add_weight_gradient<T>(taps, s.Kg, s.window, to);
+        }
       }
     }
     for (int64_t n = 0; n < count; ++n) {
@@ -186,7 +200,7 @@ Plan plan_of(const Dims& d, const Sizes& s, const int64_t* offset) {
   const int64_t at_once = kPair<T> * max_of<int64_t>(1, min_of(group, (int64_t{1} << 20) / image_bytes));
   const int64_t most = max_of<int64_t>(1, (int64_t{8} << 20) / (sizeof(Wide<T>) * share_size + 1));
   const int64_t shares = min_of(min_of<int64_t>(16, most), max_of<int64_t>(1, d.N / at_once));
-  return {at_once, shares, offset};
+  return {at_once, shares, weight_rows<T>(input_expansion(d, d.C)), offset};
 }
 
 // The sparse way is about which cells have a gradient, not about multiplying: for bf16 it runs in full width.
@@ -225,8 +239,8 @@ void conv2d_backward(const conv2d::Backward<T>& p) {
   const Sizes s(d);
   const int64_t planes = lanes_of<T>(s.Kg);  // of the gradient, for dx
   int64_t* offset = scratch<int64_t>(Slot::cells, s.window + 2 * planes * s.area);
-  input_expansion(d, d.C).offsets(offset, s.Cg);
   const Plan plan = plan_of<T>(d, s, offset);
+  input_expansion(d, d.C).band(0, plan.rows).offsets(offset, s.Cg);
   Dims of_data = d;
   if (!p.dx) of_data.H = 0;  // no phases, nothing to pack
   const DataGradient<T> data(of_data, p.w, scratch<Lane<T>>(Slot::transposed, DataGradient<T>::size(d)), offset + s.window);

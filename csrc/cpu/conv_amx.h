@@ -71,10 +71,10 @@ inline void pack_turned_weights(int32_t* to, const UnitTiles& unit, const bf16* 
   pack_tiles(to, unit, turned, M, 1);
 }
 
-// y[M, cells] = the product of weights (pack_tiles) and one expanded image, whose planes lie `plane` apart.
+// y[M, cells] = the product of weights (pack_tiles) and one expanded image, whose planes lie `plane` apart; y's `pitch`.
 template <class Y>
 void unit_product(const UnitTiles& unit, const int32_t* e, int64_t plane, const int64_t* offset, int64_t KH, int64_t M, int64_t cells,
-                  const int32_t* packed, const bf16* bias, bool relu, Y* y) {
+                  const int32_t* packed, const bf16* bias, bool relu, Y* y, int64_t pitch) {
   const int64_t steps = KH * unit.blocks, tile = int64_t{unit.rows} * kTile;
   parallel(ceil_div(cells, kPanel), kParallelWork * kUnitSpeed / (M * steps * unit.lanes * kPanel + 1) + 1, [&](int64_t begin, int64_t end) {
     alignas(64) float sums[kPanel * kPanel];
@@ -87,7 +87,7 @@ void unit_product(const UnitTiles& unit, const int32_t* e, int64_t plane, const 
         const int64_t a_step = two ? 2 * tile : tile;
         multiply_tiles(two, columns > kTile, steps, {kTile, tile, plane}, unit.rows,
                        [=](int64_t k, const int32_t*& at, const int32_t*& bt) { at = a + k * a_step, bt = e + offset[k] + j; }, sums);
-        write_sums(sums, rows, columns, y + i * cells + j, cells, bias ? bias + i : nullptr, nullptr, false, relu);
+        write_sums(sums, rows, columns, y + i * pitch + j, pitch, bias ? bias + i : nullptr, nullptr, false, relu);
       }
     end_tiles();
   });

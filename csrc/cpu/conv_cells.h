@@ -33,6 +33,12 @@ struct Expansion {
   bool trivial() const {
     return KH == 1 && KW == 1 && SH == 1 && SW == 1 && top == 0 && left == 0 && OH == H && OW == W;
   }
+  // The expansion for `rows` output rows from `first` on alone: the same geometry for each `first`, zeros behind the image.
+  Expansion band(int64_t first, int64_t rows) const {
+    Expansion e = *this;
+    e.top -= first * SH, e.OH = rows;
+    return e;
+  }
   // Where window cell (c, kh, kw) of output cell 0 lies.
   int64_t offset(int64_t c, int64_t kh, int64_t kw) const {
     return (c * KW + kw) * plane() + (kh * DH % SH * phase_rows() + kh * DH / SH) * OW;
@@ -43,6 +49,17 @@ struct Expansion {
         for (int64_t kw = 0; kw < KW; ++kw) *at++ = offset(c, kh, kw);
   }
 };
+
+// Output rows expanded at a time: what is made for them stays in a share of L2 until every window row has read it. Of a large
+// image the whole would come from memory KH times over (16 channels of 224 x 224 took twice the time).
+constexpr int64_t kBandBytes = 256 << 10;
+template <class T>
+TS_INLINE int64_t band_rows(const Expansion& e) {
+  const int64_t row = e.C * e.KW * e.OW * static_cast<int64_t>(sizeof(T)), window = (e.KH - 1) * e.DH + 1;
+  if (e.trivial() || row * e.SH * e.phase_rows() <= kBandBytes) return e.OH;
+  const int64_t most = max_of(kBandBytes / row - window, 2 * window) / e.SH + 1;  // what two bands share is expanded twice
+  return e.OH <= most ? e.OH : ceil_div(e.OH, ceil_div(e.OH, most));
+}
 
 // The cells of a row that one window column meets: to[ow] = row[ow * stride + shift] for ow in [begin, end), else 0.
 struct Column {

@@ -73,6 +73,14 @@ TS_INLINE ConvTile<T, Y> conv_tile_for(int rows, int vectors) {
   else return nullptr;
 }
 
+// f(band) for each: a thread takes whole bands, or where there are fewer of them a part of each.
+template <class F>
+void for_bands(int64_t bands, const F& f) {
+  parallel(bands, bands < threads() ? bands : 1, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; ++at) f(at);
+  });
+}
+
 // For a depth ordered window row by window row: leaves out rows that lie in the padding for a whole tile of cells.
 struct WindowRows {
   int64_t OW = 0, top = 0, H = 0, KH = 0, DH = 1, depth = 0;  // depth of a window row, 0: none is left out
@@ -96,12 +104,12 @@ bool copies_cells(int64_t M) {
   return kPair<T> == 1 && M >= kChannelsToCopyFor;
 }
 
-// y[M, cells] = w [M, depth] x windows of one expanded image (and group); depth in lanes. Y is T or Wide<T>.
+// y[M, cells] = w [M, depth] x windows of one expanded image (and group), or of a band of it; depth in lanes. Y is T or Wide<T>.
 template <class T>
 struct ImageProduct {
   const Lane<T>* e;
   const int64_t* offset;  // [depth]
-  int64_t M, depth, cells;
+  int64_t M, depth, cells, pitch;  // from channel to channel of y: the cells of the whole image
   const Lane<T>* packed;  // by pack_weights
   const T* bias;          // [M] or null
   bool relu;
@@ -148,7 +156,7 @@ struct ImageProduct {
         const bool full = r == split.rows && columns == split.width;
         (full ? split.full : columns % L ? conv_tile_for<T, Y, false>(r, vectors) : conv_tile_for<T, Y, true>(r, vectors))(
             e + j, offset + first + k, min_of(block, count - k), packed + i * depth + (first + k) * r,
-            kept + (i - i_begin) * vectors * L, k == 0, k + block >= count, y + i * cells + j, cells, columns,
+            kept + (i - i_begin) * vectors * L, k == 0, k + block >= count, y + i * pitch + j, pitch, columns,
             bias ? bias + i : nullptr, relu);
       }
   }
@@ -171,7 +179,7 @@ struct ImageProduct {
         const T* w = in_place ? direct + i * depth + k0 : packed + i * depth + k0 * r;
         for (int64_t j = j_begin; j < j_end; j += W)
           tile_for<T, T, in_place>(r, columns(j) > W / 2 ? 2 : 1)(
-              block.depth, w, depth, PanelOf<T>{panel(j)}, y + i * cells + j, cells, columns(j), block.last && bias ? bias + i : nullptr,
+              block.depth, w, depth, PanelOf<T>{panel(j)}, y + i * pitch + j, pitch, columns(j), block.last && bias ? bias + i : nullptr,
               nullptr, !block.first, block.last && relu);
       }
     });
@@ -196,7 +204,7 @@ struct ImageProduct {
   template <class Y>
   void run(Y* y) const {
     if constexpr (kUnit<T>)
-      if (unit.rows) return unit_product(unit, e, plane, offset, KH, M, cells, packed, bias, relu, y);
+      if (unit.rows) return unit_product(unit, e, plane, offset, KH, M, cells, packed, bias, relu, y, pitch);
     if constexpr (kPair<T> == 1)
       if (copies_cells<T>(M)) {
         const auto in_place = [&](const auto& right) { direct ? run_copied<true>(right, y) : run_copied<false>(right, y); };

@@ -79,8 +79,8 @@ struct DataGradient {
       : d(dims), Cg(d.C / d.G), Kg(d.K / d.G), planes(lanes_of<T>(Kg)), packed(packed_to), offset(offset_to) {
     each_phase([&](const Phase& rows, const Phase& columns, int64_t, Lane<T>* to, int64_t* at) {
       pack(w, rows, columns, to);
-      const Expansion e = expansion(rows, columns);
-      if (lined(e)) return RightLines<T>::offsets(e, at, planes);
+      const Expansion whole = expansion(rows, columns), e = whole.band(0, band_rows<Lane<T>>(whole));
+      if (lined(whole)) return RightLines<T>::offsets(whole, at, planes);
       if (const UnitTiles unit = tiles_of(d, columns); unit.rows) return unit_offsets(at, unit, e);
       for (int64_t kh = 0; kh < e.KH; ++kh)
         for (int64_t k = 0; k < planes; ++k)
@@ -176,14 +176,19 @@ struct DataGradient {
   void product(const Lane<T>* g, const Phase& rows, const Phase& columns, const Lane<T>* weights, const int64_t* at, Y* to) const {
     const Expansion e = expansion(rows, columns);
     const bool in_lines = lined(e);
-    const Lane<T>* source = in_lines ? g : expanded<Lane<T>>(g, 1, e, Slot::image);
-    const int64_t group_size = planes * (in_lines ? e.H * e.W : e.KW * e.plane());
-    const int64_t row_depth = planes * e.KW, depth = row_depth * e.KH, cells = e.OH * e.OW;
-    const WindowRows window = in_lines ? WindowRows{} : WindowRows{e.OW, e.top, e.H, e.KH, e.DH, row_depth};
-    for (int64_t group = 0; group < d.G; ++group)
-      ImageProduct<T>{source + group * group_size, at, Cg, depth, cells, weights + group * size(d, rows, columns), nullptr, false,
-                      in_lines ? &e : nullptr, nullptr, window, tiles_of(d, columns), e.plane(), e.KH}
-          .run(to + group * Cg * cells);
+    const int64_t at_once = in_lines ? e.OH : band_rows<Lane<T>>(e), row_depth = planes * e.KW, depth = row_depth * e.KH, cells = e.OH * e.OW;
+    for_bands(e.OH == 0 ? 0 : ceil_div(e.OH, at_once), [&](int64_t number) {
+      const int64_t row = number * at_once;
+      const Expansion band = e.band(row, at_once);
+      const Lane<T>* source = in_lines ? g : expanded<Lane<T>>(g, 1, band, Slot::image);
+      const int64_t group_size = planes * (in_lines ? e.H * e.W : e.KW * band.plane());
+      const WindowRows window = in_lines ? WindowRows{} : WindowRows{e.OW, band.top, e.H, e.KH, e.DH, row_depth};
+      for (int64_t group = 0; group < d.G; ++group)
+        ImageProduct<T>{source + group * group_size, at, Cg, depth, min_of(at_once, e.OH - row) * e.OW, cells,
+                        weights + group * size(d, rows, columns), nullptr, false, in_lines ? &e : nullptr, nullptr, window,
+                        tiles_of(d, columns), band.plane(), e.KH}
+            .run(to + group * Cg * cells + row * e.OW);
+    });
   }
 
   // dx of one image [C, H, W] from its g [K, OH, OW].

@@ -22,9 +22,9 @@ constexpr int64_t kRowBytes = 16 << 10;
 constexpr int64_t kGroupVectors = 64;
 
 template <class T>
-struct Taps {  // a group of images, as lanes: g [images][..][cells], e expanded; strides from image to image
+struct Taps {  // a group of images, as lanes: g [images][..][cells], e expanded; strides from image to image, channel to channel
   const Lane<T> *g, *e;
-  int64_t g_image, e_image, images, cells;
+  int64_t g_image, e_image, images, cells, pitch;
   const int64_t* offset;
 };
 
@@ -42,7 +42,7 @@ void tap_tile(const Taps<T>& t, const Lane<T>* g, const int64_t* offset, Wide<T>
     for (; j + L <= t.cells; j += L) {
       Vec<Cell> gr[R];
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) gr[r] = load<Cell>(gn + r * t.cells + j);
+      for (int r = 0; r < R; ++r) gr[r] = load<Cell>(gn + r * t.pitch + j);
 #pragma GCC unroll 8
       for (int s = 0; s < S; ++s) {
         const Vec<Cell> x = load<Cell>(at[s] + j);
@@ -55,7 +55,7 @@ void tap_tile(const Taps<T>& t, const Lane<T>* g, const int64_t* offset, Wide<T>
       for (int s = 0; s < S; ++s) {
         const Vec<Cell> x = load_n<Cell>(at[s] + j, rest);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) sum[r][s] = multiply_add(sum[r][s], load_n<Cell>(gn + r * t.cells + j, rest), x);
+        for (int r = 0; r < R; ++r) sum[r][s] = multiply_add(sum[r][s], load_n<Cell>(gn + r * t.pitch + j, rest), x);
       }
     }
   }
@@ -212,21 +212,21 @@ void add_by_channels(const Taps<T>& t, int64_t channels, int64_t begin, int64_t 
   T* const g = scratch<T>(Slot::pack_b, images * cells * W);
   for (int64_t n = 0; n < t.images; n += images)
     for (int64_t j = 0; j < t.cells; j += cells) {
-      const Taps<T> chunk{nullptr, nullptr, 0, t.e_image, min_of(images, t.images - n), min_of(cells, t.cells - j), nullptr};
+      const Taps<T> chunk{nullptr, nullptr, 0, t.e_image, min_of(images, t.images - n), min_of(cells, t.cells - j), 0, nullptr};
       for (int64_t k = 0; k < channels; k += W) {
         const int lanes = static_cast<int>(min_of<int64_t>(W, channels - k));
-        const int pairs = pair_vectors<T>(lanes, t.cells);
+        const int pairs = pair_vectors<T>(lanes, t.cells | t.pitch);
         const int64_t pitch = pairs ? pairs * kPairChannels : W, rows = panel_rows(end - begin, pairs ? pair_rows(pairs) : kTapRows);
         // What lies in lanes without a channel counts nowhere, but denormals there would take thirty times as long. They stay
         // zeros until a panel with more channels takes the place.
         if (lanes < pitch && (k > 0 || (n == 0 && j == 0))) std::memset(g, 0, sizeof(T) * images * cells * W);
         for (int64_t m = 0; m < chunk.images; ++m) {
-          const T* from = t.g + (n + m) * t.g_image + k * t.cells + j;
+          const T* from = t.g + (n + m) * t.g_image + k * t.pitch + j;
           T* const to = g + m * chunk.cells * pitch;
           if (pairs)  // moved as one number of twice the size
-            transpose_copy<double>(reinterpret_cast<double*>(to), pitch, reinterpret_cast<const double*>(from), t.cells / 2, lanes, chunk.cells / 2);
+            transpose_copy<double>(reinterpret_cast<double*>(to), pitch, reinterpret_cast<const double*>(from), t.pitch / 2, lanes, chunk.cells / 2);
           else
-            transpose_copy<T>(to, W, from, t.cells, lanes, chunk.cells);
+            transpose_copy<T>(to, W, from, t.pitch, lanes, chunk.cells);
         }
         for (int64_t s = begin; s < end; s += rows) {
           const int at_once = static_cast<int>(min_of(rows, end - s));
@@ -242,7 +242,7 @@ template <class T>
 void add_weight_gradient(const Taps<T>& t, int64_t channels, int64_t taps, Wide<T>* dw) {
   if (channels == 0 || taps == 0 || t.cells == 0) return;
   if constexpr (kPair<T> == 1)
-    if (channel_lanes<T>(channels, taps, t.cells)) {
+    if (channel_lanes<T>(channels, taps, t.cells | t.pitch)) {
       const int64_t grain = kParallelWork / (t.cells * t.images * kTapRows * channels + 1) + 1;
       return parallel(ceil_div(taps, kTapRows), grain, [&](int64_t begin, int64_t end) {
         add_by_channels<T>(t, channels, begin * kTapRows, min_of(taps, end * kTapRows), taps, dw);
@@ -257,7 +257,7 @@ void add_weight_gradient(const Taps<T>& t, int64_t channels, int64_t taps, Wide<
       for (int64_t s = begin * S; s < min_of(taps, end * S); s += S)
         for (int64_t r = r0; r < min_of(channels, r0 + at_once); r += R)
           tap_tile_for<T>(static_cast<int>(min_of(R, channels - r)), static_cast<int>(min_of(S, taps - s)))(
-              t, t.g + r * t.cells, t.offset + s, dw + r * taps + s, taps);
+              t, t.g + r * t.pitch, t.offset + s, dw + r * taps + s, taps);
   });
 }
 
