@@ -60,6 +60,7 @@ CONVOLUTIONS = {
     "bands, stride and dilation": conv((1, 9, 131, 127), (6, 9, 3, 3), stride=2, padding=1, dilation=2),
     "bands, groups": conv((1, 16, 64, 65), (20, 8, 3, 3), groups=2, padding=1),
     "bands, cells copied": conv((1, 14, 50, 50), (101, 14, 3, 3)),
+    "bands, channels in blocks": conv((1, 300, 24, 40), (6, 300, 3, 3)),
     "bands, pairs of cells": conv((1, 16, 66, 64), (16, 16, 3, 3), padding=1),
 }
 # What a matrix unit has a way of its own for: tiles of 16 rows, columns and lanes, two by two, in bfloat16.
@@ -178,6 +179,7 @@ def test_values_and_gradients(op, make, dtype, isa):  # noqa: F811
         "expanded",
         "weight gradient, chunks of an image",
         "bands of rows, the last with fewer",
+        "bands, channels in blocks",
     ],
 )
 @pytest.mark.parametrize("op, keywords", [("conv2d_relu", {}), ("conv2d_relu_maxpool2d", POOL)])

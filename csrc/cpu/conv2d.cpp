@@ -78,6 +78,7 @@ void conv2d_forward(const conv2d::Forward<T>& p) {
   int64_t* offset = scratch<int64_t>(Slot::cells, 2 * depth);
   const int64_t rows = lined ? d.OH : band_rows<Lane<T>>(e), bands = ceil_div(d.OH, rows);
   const Expansion band = e.band(0, rows);
+  const int64_t at_once = kPair<T> > 1 || d.G > 1 || copied ? planes : band_planes<Lane<T>>(band);
   if (lined) RightLines<T>::offsets(e, offset, planes);
   else if (unit.rows) unit_offsets(offset, unit, band);
   else band.offsets(offset, planes);
@@ -87,13 +88,20 @@ void conv2d_forward(const conv2d::Forward<T>& p) {
       Wide<T>* image = d.pool ? scratch<Wide<T>>(Slot::pixels, d.K * s.cells) : nullptr;
       for_bands(bands, [&](int64_t at) {
         const int64_t row = at * rows, cells = min_of(rows, d.OH - row) * d.OW;
-        const Lane<T>* x = lined ? planes_of_x : expanded<Lane<T>>(planes_of_x, 1, e.band(row, rows), Slot::image);
-        for (int64_t g = 0; g < d.G; ++g) {
-          const ImageProduct<T> product{x + g * planes * (lined ? d.H * d.W : d.KW * band.plane()), offset, s.Kg, depth, cells, s.cells,
-                                        in_place ? nullptr : packed + g * weights, p.bias ? p.bias + g * s.Kg : nullptr, d.relu,
-                                        lined ? &e : nullptr, in_place ? p.w + g * s.Kg * s.window : nullptr, {}, unit, band.plane(), d.KH};
-          if (d.pool) product.run(image + g * s.Kg * s.cells + row * d.OW);
-          else product.run(p.y + (n * d.K + g * s.Kg) * s.cells + row * d.OW);
+        for (int64_t c = 0; c < planes; c += at_once) {
+          const int64_t steps = min_of(at_once, planes - c) * s.area;
+          const bool last = c + at_once >= planes;
+          Expansion here = e.band(row, rows);
+          here.C = steps / s.area * d.G;
+          const Lane<T>* x = lined ? planes_of_x : expanded<Lane<T>>(planes_of_x + c * d.H * d.W, 1, here, Slot::image);
+          for (int64_t g = 0; g < d.G; ++g) {
+            const ImageProduct<T> product{x + g * planes * (lined ? d.H * d.W : d.KW * band.plane()), offset, s.Kg, steps, cells, s.cells,
+                                          in_place ? nullptr : packed + g * weights, p.bias && last ? p.bias + g * s.Kg : nullptr,
+                                          d.relu && last, lined ? &e : nullptr, in_place ? p.w + g * s.Kg * s.window : nullptr, {}, unit,
+                                          band.plane(), d.KH, c * s.area, depth};
+            if (d.pool) product.run(image + g * s.Kg * s.cells + row * d.OW);
+            else product.run(p.y + (n * d.K + g * s.Kg) * s.cells + row * d.OW);
+          }
         }
       });
       if (d.pool) pool_image<T>(d, s, image, p.y, p.position, n * d.K);

@@ -60,6 +60,13 @@ TS_INLINE int64_t band_rows(const Expansion& e) {
   const int64_t most = max_of(kBandBytes / row - window, 2 * window) / e.SH + 1;  // what two bands share is expanded twice
   return e.OH <= most ? e.OH : ceil_div(e.OH, ceil_div(e.OH, most));
 }
+// Planes of such a band at a time, where sums may wait in y for the next ones: of many channels even a few rows are too large.
+template <class T>
+TS_INLINE int64_t band_planes(const Expansion& band) {
+  const int64_t bytes = band.KW * band.plane() * static_cast<int64_t>(sizeof(T));
+  if (band.trivial() || band.C * bytes <= 2 * kBandBytes) return band.C;
+  return ceil_div(band.C, ceil_div(band.C, max_of<int64_t>(1, kBandBytes / bytes)));
+}
 
 // The cells of a row that one window column meets: to[ow] = row[ow * stride + shift] for ow in [begin, end), else 0.
 struct Column {

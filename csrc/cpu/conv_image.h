@@ -29,10 +29,10 @@ constexpr int64_t kConvSteps = 192;
 
 // R output channels x V vectors of output cells over a block of the window: sum[i][v] += w[k][i] * e[offset[k] + cells of v].
 // `kept`: the sums of earlier blocks, [R][V] vectors, null where one block is all (one chain of thousands of additions
-// would lose digits). `whole`: the last vector is full. Else it is loaded by lanes: what lies behind an image may not be read.
+// would lose digits). `adds`: to what y holds. `whole`: the last vector is full. Else it is loaded by lanes: what lies behind an image may not be read.
 template <class T, class Y, int R, int V, bool whole>
 void conv_tile(const Lane<T>* e, const int64_t* offset, int64_t steps, const Lane<T>* w, Wide<T>* kept, bool first, bool last,
-               Y* y, int64_t pitch, int columns, const T* bias, bool relu_at_end) {
+               Y* y, int64_t pitch, int columns, bool adds, const T* bias, bool relu_at_end) {
   using W = Wide<T>;
   constexpr int L = kLanes<W>;
   const int rest = columns - (V - 1) * L;
@@ -48,15 +48,15 @@ void conv_tile(const Lane<T>* e, const int64_t* offset, int64_t steps, const Lan
   }
   if (!first) for_sums(sum, [&](Vec<W>& out, int i, int v) __attribute__((always_inline)) { out += load<W>(kept + (i * V + v) * L); });
   if (!last) return for_sums(sum, [&](const Vec<W>& out, int i, int v) __attribute__((always_inline)) { store<W>(kept + (i * V + v) * L, out); });
+  const auto lanes = [&](int v) __attribute__((always_inline)) { return whole || v + 1 < V ? L : rest; };
+  if (adds) for_sums(sum, [&](Vec<W>& out, int i, int v) __attribute__((always_inline)) { out += load_wide(y + i * pitch + v * L, lanes(v)); });
   if (bias) for_sums(sum, [&](Vec<W>& out, int i, int) __attribute__((always_inline)) { out += splat<W>(widened(bias + i)); });
   if (relu_at_end) for_sums(sum, [](Vec<W>& out, int, int) __attribute__((always_inline)) { out = relu<W>(out); });
-  for_sums(sum, [&](const Vec<W>& out, int i, int v) __attribute__((always_inline)) {
-    store_wide(y + i * pitch + v * L, out, whole || v + 1 < V ? L : rest);
-  });
+  for_sums(sum, [&](const Vec<W>& out, int i, int v) __attribute__((always_inline)) { store_wide(y + i * pitch + v * L, out, lanes(v)); });
 }
 
 template <class T, class Y>
-using ConvTile = void (*)(const Lane<T>*, const int64_t*, int64_t, const Lane<T>*, Wide<T>*, bool, bool, Y*, int64_t, int,
+using ConvTile = void (*)(const Lane<T>*, const int64_t*, int64_t, const Lane<T>*, Wide<T>*, bool, bool, Y*, int64_t, int, bool,
                           const T*, bool);
 
 // Few channels leave registers for more cells, and one chain of sums for each hides the latency of an FMA.
@@ -118,6 +118,7 @@ struct ImageProduct {
   WindowRows window = {};
   UnitTiles unit = {};               // set: `packed` are its tiles, `offset` those of its steps
   int64_t plane = 0, KH = 0;         // then: from plane to plane of e; window rows
+  int64_t before = 0, all = 0;       // steps that other products of these sums take: those before, added to; with these. 0: none
 
   // Steps [first, first + count) of the depth, of which cells [j, j_end) meet more than padding.
   void steps(int64_t j, int64_t j_end, int64_t& first, int64_t& count) const {
@@ -155,9 +156,9 @@ struct ImageProduct {
         const int r = static_cast<int>(min_of(split.rows, M - i));
         const bool full = r == split.rows && columns == split.width;
         (full ? split.full : columns % L ? conv_tile_for<T, Y, false>(r, vectors) : conv_tile_for<T, Y, true>(r, vectors))(
-            e + j, offset + first + k, min_of(block, count - k), packed + i * depth + (first + k) * r,
+            e + j, offset + first + k, min_of(block, count - k), packed + i * max_of(all, depth) + (before + first + k) * r,
             kept + (i - i_begin) * vectors * L, k == 0, k + block >= count, y + i * pitch + j, pitch, columns,
-            bias ? bias + i : nullptr, relu);
+            before > 0, bias ? bias + i : nullptr, relu);
       }
   }
 

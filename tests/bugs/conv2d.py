@@ -262,4 +262,25 @@ BUGS = (
         "t.g + (n + m) * t.g_image + k * t.cells + j;",
         VALUES + "conv2d",
     ),
+    Bug(
+        "sums of the channels before forgotten",
+        "csrc/cpu/conv_image.h",
+        "before > 0, bias ?",
+        "false, bias ?",
+        VALUES + "conv2d",
+    ),
+    Bug(
+        "the first channels' weights for all blocks of channels",
+        "csrc/cpu/conv_image.h",
+        "(before + first + k) * r,",
+        "(first + k) * r,",
+        VALUES + "conv2d",
+    ),
+    Bug(
+        "the bias once for each block of channels",
+        "csrc/cpu/conv2d.cpp",
+        "p.bias && last ?",
+        "p.bias ?",
+        VALUES + "conv2d",
+    ),
 )
