@@ -65,6 +65,12 @@ EXTRA: tuple[tuple[str, BenchCase], ...] = (
     ("conv2d_relu", _conv(4, 32, 56, 56, 64, 1)),
     ("conv2d_relu", _conv(8, 256, 14, 14, 512, 1)),
     ("conv2d_relu", _conv(1, 512, 7, 7, 1024, 1)),
+    # large images: U-Net, super-resolution, a segmentation head
+    ("conv2d_relu", _conv(2, 16, 224, 224, 16, 3, padding=1)),
+    ("conv2d_relu", _conv(2, 32, 112, 112, 32, 3, padding=1)),
+    ("conv2d_relu_maxpool2d", _conv(2, 3, 224, 224, 32, 3, padding=1, pool_kernel_size=2)),
+    ("conv2d", _conv(1, 64, 128, 128, 3, 3, padding=1)),
+    ("conv2d", _conv(1, 512, 32, 32, 21, 3, padding=1)),
     # odd sizes, groups, dilation
     ("conv2d", _conv(1, 1, 28, 28, 10, 5)),
     ("conv2d", _conv(7, 13, 17, 19, 11, 3, padding=1)),
@@ -76,6 +82,7 @@ EXTRA: tuple[tuple[str, BenchCase], ...] = (
     # linear: batch 1 to 4096
     ("linear", _linear(2, 784, 511)),
     ("linear", _linear(1, 1024, 1000)),
+    ("linear", _linear(12, 512, 512)),
     ("linear", _linear(4096, 64, 10)),
     ("linear", _linear(4096, 256, 256)),
     ("linear", _linear(3, 5, 7)),

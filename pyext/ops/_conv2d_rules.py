@@ -15,6 +15,8 @@ __all__ = ["MANY_CHANNELS", "copied_layout", "rule", "rule_on_cuda", "rule_with_
 #: few, and many for a depthwise convolution with a large stride.
 MANY_CHANNELS, MANY_FOR_LARGE_WINDOWS = 128 * 128, 64 * 64
 FEW_CELLS, MANY_CELLS = 16, 128
+#: Input channels, and from how many cells on, with which ours won over many output channels too, in windows of at most 25 cells.
+FEW_INPUTS, CELLS_FOR_FEW_INPUTS = range(8, 43), 512
 MANY = "many channels: native's convolution is ahead"
 #: Multiply-adds from which cuDNN, ReLU and pool are taken to be faster than ours in one on a GPU: at 2^24 ours was 1.1-1.8 times as fast.
 LARGE_ON_CUDA = 2**26
@@ -28,7 +30,7 @@ def rule(input, weight, stride, padding, dilation, groups) -> str:
     On AVX2 (1.0-1.5 with many channels else): 0.85-0.95 of windows of 25 and 49 cells, 0.6-0.98 of few cells in several
     images (1.4-3 in one), 0.8 of depthwise ones with a stride above 2. With AVX-512 strided depthwise ones win 1.4-1.9, but for
     few cells (0.2-0.9; 1.6-3.6 where rows keep their length); many channels lost when last measured, 64 to 64 in a window of
-    3 x 3 0.96 on AMD's and 0.73-0.89 on Intel's. Of bfloat16, both on AMX, 64 to 64 0.8-1.3, 256 to 256 0.6. Of float64 only
+    3 x 3 0.96 on AMD's and 0.73-0.89 on Intel's; from 16-40 to 128-512 over 576 cells and more ours won 1.0-1.5. Of bfloat16, both on AMX, 64 to 64 0.8-1.3, 256 to 256 0.6. Of float64 only
     1 x 1 windows over many channels lost (0.88-1.0; larger ones won 1.0-1.4, depthwise ones 3-30), and of float16 nothing:
     with its backward, native's takes 16 to 250 times as long.
     """
@@ -44,7 +46,10 @@ def rule(input, weight, stride, padding, dilation, groups) -> str:
     avx512 = _native.isa_active().startswith("avx512")
     if groups == 1:
         many = MANY_FOR_LARGE_WINDOWS if taps > 1 else MANY_CHANNELS
-        if avx512 and outputs * inputs >= many and (taps > 1 or cells < FEW_CELLS // 2):
+        few_inputs = (
+            inputs in FEW_INPUTS and taps <= 25 and cells >= CELLS_FOR_FEW_INPUTS and input.dtype == torch.float32
+        )
+        if avx512 and outputs * inputs >= many and (taps > 1 or cells < FEW_CELLS // 2) and not few_inputs:
             return MANY
         if taps > 9 and outputs * inputs >= MANY_FOR_LARGE_WINDOWS:
             return "many channels and a large window: native's convolution, blocked by channels, is ahead"
