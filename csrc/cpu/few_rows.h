@@ -10,7 +10,7 @@
 namespace ts::TS_ISA {
 
 // Rows of x at a time, at most: their sums and factors stay in registers.
-constexpr int64_t kFewRows = kVectorBytes == 64 ? 8 : 4;
+constexpr int64_t kFewRows = kVectorBytes == 64 ? 9 : 4;
 // In data gradients the sums pass through memory, and in a GEMM stay in registers: from 6 rows on that takes 0.75-0.9 of the time.
 constexpr int64_t kFewRowsBack = kVectorBytes == 64 ? 5 : 4;
 // A weight gradient is written row by row, and in a GEMM's tiles in 14 streams with few steps between two writes.
