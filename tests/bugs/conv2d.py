@@ -76,8 +76,8 @@ BUGS = (
     Bug(
         "the chunk's second image from the first",
         "csrc/cpu/conv_weights.h",
-        "t.g + (n + m) * t.g_image + k * t.cells + j",
-        "t.g + n * t.g_image + k * t.cells + j",
+        "t.g + (n + m) * t.g_image + k * t.pitch + j",
+        "t.g + n * t.g_image + k * t.pitch + j",
         VALUES + "conv2d",
     ),
     Bug(
