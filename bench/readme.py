@@ -45,9 +45,12 @@ def support() -> str:
 def figures(record: Path) -> str:
     """Of a recorded run, and of those kept beside it: where and when it ran, the models, and how all else went.
 
-    Beside ``cpu.json`` those are ``cpu-<machine>.json``.
+    Beside ``cpu.json`` those are ``cpu-<machine>.json``. The newest comes first.
     """
-    return "\n".join(_quoted(path) for path in (record, *sorted(record.parent.glob(f"{record.stem}-*.json"))))
+    records = (record, *record.parent.glob(f"{record.stem}-*.json"))
+    return "\n".join(
+        _quoted(path) for path in sorted(records, key=lambda path: report.load(path)["when"], reverse=True)
+    )
 
 
 def _quoted(record: Path) -> str:

@@ -231,9 +231,11 @@ def test_the_support_table_names_every_op():
 def test_every_record_is_quoted_by_its_models(tmp_path):
     step = row(kind="model", op="MnistMLP", mode="training step")
     op = row(kind="op", op="conv2d", mode="forward+backward", ratio=0.9)
-    for name, models in (("cpu", [step, op]), ("cpu-avx2", [{**step, "op": "MnistCNN"}])):
-        (tmp_path / f"{name}.json").write_text(json.dumps({**data(), "rows": models}))
+    for name, models, year in (("cpu", [step, op], 2025), ("cpu-avx2", [{**step, "op": "MnistCNN"}], 2026)):
+        record = {**data(), "rows": models, "when": f"{year}-01-01T00:00:00+00:00"}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
     text = readme.figures(tmp_path / "cpu.json")
+    assert text.index("measured 2026") < text.index("measured 2025")
     assert [name in text for name in ("MnistMLP", "conv2d", "MnistCNN")] == [True, False, True]
     assert text.count("measured 20") == 2
     assert "2 measurements: 1 at least as fast as their baseline, 1 slower" in text
