@@ -223,7 +223,8 @@ def test_objects_for_wider_machines_share_no_function_with_the_baseline():
         isa = path.suffixes[0][1:]
         for line in tool("nm", "-C", "--defined-only", path).splitlines():
             match = re.match(r"[0-9a-f]* ([TWVuBDR]) (.*)", line)
-            if match and f"ts::{isa}::" not in match.group(2):
+            # Some names of nested lambdas nm leaves as they are.
+            if match and not re.search(rf"ts::{isa}::|^_ZZ*NK?2ts{len(isa)}{isa}\d", match.group(2)):
                 shared.append(f"{path.name}: {match.group(2)}")
     assert not shared
 

@@ -95,10 +95,22 @@ void conv2d_forward(const conv2d::Forward<T>& p) {
           here.C = steps / s.area * d.G;
           const Lane<T>* x = lined ? planes_of_x : expanded<Lane<T>>(planes_of_x + c * d.H * d.W, 1, here, Slot::image);
           for (int64_t g = 0; g < d.G; ++g) {
-            const ImageProduct<T> product{x + g * planes * (lined ? d.H * d.W : d.KW * band.plane()), offset, s.Kg, steps, cells, s.cells,
-                                          in_place ? nullptr : packed + g * weights, p.bias && last ? p.bias + g * s.Kg : nullptr,
-                                          d.relu && last, lined ? &e : nullptr, in_place ? p.w + g * s.Kg * s.window : nullptr, {}, unit,
-                                          band.plane(), d.KH, c * s.area, depth};
+            const ImageProduct<T> product{.e = x + g * planes * (lined ? d.H * d.W : d.KW * band.plane()),
+                                          .offset = offset,
+                                          .M = s.Kg,
+                                          .depth = steps,
+                                          .cells = cells,
+                                          .pitch = s.cells,
+                                          .packed = in_place ? nullptr : packed + g * weights,
+                                          .bias = p.bias && last ? p.bias + g * s.Kg : nullptr,
+                                          .relu = d.relu && last,
+                                          .lined = lined ? &e : nullptr,
+                                          .direct = in_place ? p.w + g * s.Kg * s.window : nullptr,
+                                          .unit = unit,
+                                          .plane = band.plane(),
+                                          .KH = d.KH,
+                                          .before = c * s.area,
+                                          .all = depth};
             if (d.pool) product.run(image + g * s.Kg * s.cells + row * d.OW);
             else product.run(p.y + (n * d.K + g * s.Kg) * s.cells + row * d.OW);
           }
@@ -159,7 +171,7 @@ struct Plan {  // of a backward pass: what every share of the images uses
   const int64_t* offset;
 };
 
-// All gradients of images [begin, end), added to one share's sums of dw and db; a group of images at a time stays in cache.
+// All gradients of images [begin, end): dw, and added to one share's sums db; a group of images at a time stays in cache.
 template <class T>
 void backward_images(const conv2d::Backward<T>& p, const Sizes& s, const Plan& plan, int64_t begin, int64_t end,
                      const DataGradient<T>& data, Wide<T>* dw, Wide<T>* db) {
@@ -183,7 +195,7 @@ void backward_images(const conv2d::Backward<T>& p, const Sizes& s, const Plan& p
         const Lane<T>* x = expanded<Lane<T>>(planes, images, band, Slot::batch);
         for (int64_t group = 0; group < d.G; ++group) {
           const Taps<T> taps{lanes + group * s.Kg * s.cells + row * d.OW, x + group * s.Cg * d.KW * band.plane(), g_image, band.size(), images,
-                             min_of(plan.rows, d.OH - row) * d.OW, s.cells, plan.offset};
+                             min_of(plan.rows, d.OH - row) * d.OW, s.cells, first > begin || row > 0, plan.offset};
           Wide<T>* const to = dw + group * s.Kg * s.window;
           if constexpr (kUnit<T>)
             if (unit_weight_gradient(taps, s.Kg, s.Cg, band, to)) continue;
@@ -262,10 +274,10 @@ void conv2d_backward(const conv2d::Backward<T>& p) {
   parallel(plan.shares, grain, [&](int64_t begin, int64_t end) {
     const int64_t images = lanes_of<T>(d.N);  // whole pairs to a share
     for (int64_t share = begin; share < end; ++share) {
-      std::memset(dw_of(share), 0, sizeof(W) * weights);
+      const int64_t first = kPair<T> * (images * share / plan.shares), last = min_of(d.N, kPair<T> * (images * (share + 1) / plan.shares));
+      if (first >= last) std::memset(dw_of(share), 0, sizeof(W) * weights);  // else written by its first group of images
       std::memset(db_of(share), 0, sizeof(W) * d.K);
-      backward_images<T>(p, s, plan, kPair<T> * (images * share / plan.shares),
-                         min_of(d.N, kPair<T> * (images * (share + 1) / plan.shares)), data, dw_of(share), db_of(share));
+      backward_images<T>(p, s, plan, first, last, data, dw_of(share), db_of(share));
     }
   });
   for (int64_t share = 1; share < plan.shares; ++share) {

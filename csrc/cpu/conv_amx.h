@@ -93,7 +93,7 @@ void unit_product(const UnitTiles& unit, const int32_t* e, int64_t plane, const 
   });
 }
 
-// dw[channels][C][KH, KW] += the sum over a group of images, as pairs. Whether the unit is for it.
+// dw[channels][C][KH, KW] (+)= the sum over a group of images, as pairs. Whether the unit is for it.
 inline bool unit_weight_gradient(const Taps<bf16>& t, int64_t channels, int64_t C, const Expansion& e, float* dw) {
   const int lanes = equal_lanes(t.cells);
   if (isa_active() != Isa::avx512_amx || lanes == 0 || channels == 0) return false;
@@ -125,7 +125,7 @@ inline bool unit_weight_gradient(const Taps<bf16>& t, int64_t channels, int64_t 
           for (int64_t r = (k + half) * rows - first[half]; r < rows; ++r) {
             const float* const sum = sums + (half * rows + r) * kPanel;
             float* const to = dw + (first[half] + r) * C * e.KH * e.KW;
-            for (int i = 0; i < columns; ++i) to[place[i]] += sum[i];
+            for (int i = 0; i < columns; ++i) to[place[i]] = sum[i] + (t.adds ? to[place[i]] : 0.0f);
           }
       }
     }

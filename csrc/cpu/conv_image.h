@@ -111,8 +111,8 @@ struct ImageProduct {
   const int64_t* offset;  // [depth]
   int64_t M, depth, cells, pitch;  // from channel to channel of y: the cells of the whole image
   const Lane<T>* packed;  // by pack_weights
-  const T* bias;          // [M] or null
-  bool relu;
+  const T* bias = nullptr;  // [M]
+  bool relu = false;
   const Expansion* lined = nullptr;  // set: `e` is the image itself, read as RightLines, whose taps lie behind `offset`
   const T* direct = nullptr;         // set, where cells are copied: the weights as they lie, in place of `packed`
   WindowRows window = {};

@@ -184,9 +184,18 @@ struct DataGradient {
       const int64_t group_size = planes * (in_lines ? e.H * e.W : e.KW * band.plane());
       const WindowRows window = in_lines ? WindowRows{} : WindowRows{e.OW, band.top, e.H, e.KH, e.DH, row_depth};
       for (int64_t group = 0; group < d.G; ++group)
-        ImageProduct<T>{source + group * group_size, at, Cg, depth, min_of(at_once, e.OH - row) * e.OW, cells,
-                        weights + group * size(d, rows, columns), nullptr, false, in_lines ? &e : nullptr, nullptr, window,
-                        tiles_of(d, columns), band.plane(), e.KH}
+        ImageProduct<T>{.e = source + group * group_size,
+                        .offset = at,
+                        .M = Cg,
+                        .depth = depth,
+                        .cells = min_of(at_once, e.OH - row) * e.OW,
+                        .pitch = cells,
+                        .packed = weights + group * size(d, rows, columns),
+                        .lined = in_lines ? &e : nullptr,
+                        .window = window,
+                        .unit = tiles_of(d, columns),
+                        .plane = band.plane(),
+                        .KH = e.KH}
             .run(to + group * Cg * cells + row * e.OW);
     });
   }

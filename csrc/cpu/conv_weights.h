@@ -25,6 +25,7 @@ template <class T>
 struct Taps {  // a group of images, as lanes: g [images][..][cells], e expanded; strides from image to image, channel to channel
   const Lane<T> *g, *e;
   int64_t g_image, e_image, images, cells, pitch;
+  bool adds;  // to what dw holds: else that is overwritten, and need not have been set to zero
   const int64_t* offset;
 };
 
@@ -71,7 +72,7 @@ void tap_tile(const Taps<T>& t, const Lane<T>* g, const int64_t* offset, Wide<T>
     store<W>(flat + round * L, sum_each<W>(part));
   }
   for (int r = 0; r < R; ++r)
-    for (int s = 0; s < S; ++s) dw[r * dw_pitch + s] += flat[r * S + s];
+    for (int s = 0; s < S; ++s) dw[r * dw_pitch + s] = flat[r * S + s] + (t.adds ? dw[r * dw_pitch + s] : W(0));
 }
 
 template <class T>
@@ -151,7 +152,7 @@ void channel_tile(const Taps<T>& t, const T* g, const T* e, const int64_t* offse
       const int lanes = min_of(R - r, L);
       for (int k = 0; k < min_of(channels - v * L, L); ++k) {
         T* to = dw + (v * L + k) * dw_pitch + r;
-        store_n<T>(to, load_n<T>(to, lanes) + square[k], lanes);
+        store_n<T>(to, t.adds ? load_n<T>(to, lanes) + square[k] : square[k], lanes);
       }
     }
 }
@@ -186,7 +187,8 @@ void pair_tile(const Taps<T>& t, const T* g, const T* e, const int64_t* offset, 
     transpose<T>(square);
     for (int k = 0; k < min_of(channels - v * L / 2, L / 2); ++k) {
       T* to = dw + (v * L / 2 + k) * dw_pitch;
-      store_n<T>(to, load_n<T>(to, R) + (square[2 * k] + square[2 * k + 1]), R);
+      const Vec<T> both = square[2 * k] + square[2 * k + 1];
+      store_n<T>(to, t.adds ? load_n<T>(to, R) + both : both, R);
     }
   }
 }
@@ -212,7 +214,8 @@ void add_by_channels(const Taps<T>& t, int64_t channels, int64_t begin, int64_t 
   T* const g = scratch<T>(Slot::pack_b, images * cells * W);
   for (int64_t n = 0; n < t.images; n += images)
     for (int64_t j = 0; j < t.cells; j += cells) {
-      const Taps<T> chunk{nullptr, nullptr, 0, t.e_image, min_of(images, t.images - n), min_of(cells, t.cells - j), 0, nullptr};
+      const Taps<T> chunk{nullptr, nullptr, 0, t.e_image, min_of(images, t.images - n), min_of(cells, t.cells - j), 0,
+                          t.adds || n > 0 || j > 0, nullptr};
       for (int64_t k = 0; k < channels; k += W) {
         const int lanes = static_cast<int>(min_of<int64_t>(W, channels - k));
         const int pairs = pair_vectors<T>(lanes, t.cells | t.pitch);
@@ -237,7 +240,7 @@ void add_by_channels(const Taps<T>& t, int64_t channels, int64_t begin, int64_t 
     }
 }
 
-// dw[channels][taps] += the sum over a group of images.
+// dw[channels][taps] (+)= the sum over a group of images.
 template <class T>
 void add_weight_gradient(const Taps<T>& t, int64_t channels, int64_t taps, Wide<T>* dw) {
   if (channels == 0 || taps == 0 || t.cells == 0) return;
