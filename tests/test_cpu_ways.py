@@ -55,6 +55,7 @@ CONVOLUTIONS = {
     "weight gradient, pairs, lanes without a channel": conv((3, 6, 6, 7), (13, 6, 3, 3), padding=1),
     "weight gradient, pairs, chunks made even": conv((2, 6, 37, 24), (24, 6, 3, 3)),
     "weight gradient, pairs behind a whole panel": conv((3, 7, 6, 6), (52, 7, 3, 3)),
+    "weight gradient, several groups in a share": conv((35, 3, 34, 34), (4, 3, 3, 3)),
     "bands of rows, the last with fewer": conv((1, 12, 71, 63), (5, 12, 3, 3)),
     "bands of both gradients": conv((2, 10, 64, 70), (6, 10, 5, 5), padding=2),
     "bands, stride and dilation": conv((1, 9, 131, 127), (6, 9, 3, 3), stride=2, padding=1, dilation=2),

@@ -90,8 +90,8 @@ BUGS = (
     Bug(
         "of a pair of cells the second one left out",
         "csrc/cpu/conv_weights.h",
-        "(square[2 * k] + square[2 * k + 1])",
-        "square[2 * k]",
+        "both = square[2 * k] + square[2 * k + 1];",
+        "both = square[2 * k];",
         VALUES + "conv2d",
     ),
     Bug(
@@ -281,6 +281,20 @@ BUGS = (
         "csrc/cpu/conv2d.cpp",
         "p.bias && last ?",
         "p.bias ?",
+        VALUES + "conv2d",
+    ),
+    Bug(
+        "a share's later groups of images over the first",
+        "csrc/cpu/conv2d.cpp",
+        "first > begin || row > 0, plan.offset",
+        "row > 0, plan.offset",
+        VALUES + "conv2d",
+    ),
+    Bug(
+        "an image's later chunks over the first",
+        "csrc/cpu/conv_weights.h",
+        "t.adds || n > 0 || j > 0, nullptr",
+        "t.adds || n > 0, nullptr",
         VALUES + "conv2d",
     ),
 )
