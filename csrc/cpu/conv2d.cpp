@@ -1,6 +1,6 @@
-// conv2d, +ReLU, +ReLU+maxpool on the CPU: an image at a time, expanded in width or, for many channels, read in lines
-// (conv_cells.h). The pool runs over the finished image while it is in cache. Backward: conv_weights.h, conv_phases.h,
-// pooled conv_sparse.h. Formulas and shapes: contract/conv2d.h.
+// conv2d, +ReLU, +ReLU+maxpool on the CPU: an image at a time, expanded in width, a large one in bands of rows, or, for many
+// channels, read in lines (conv_cells.h). The pool runs over the finished image while it is in cache. Backward: conv_weights.h,
+// conv_phases.h, pooled conv_sparse.h. Formulas and shapes: contract/conv2d.h.
 #include "../contract/conv2d.h"
 
 #include "conv_depthwise_last.h"
