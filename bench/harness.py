@@ -105,7 +105,6 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 def interleave(pair: Pair, plan: Plan | None = None, tick: Callable[[], None] | None = None) -> Times:
     """Times both arms by turns. ``tick`` is called after each round."""
     times = Times()
-    _settle_allocator()
     with quiet():
         calls, rounds = (plan or Plan()).calls_and_rounds(pair)
         for _ in range(rounds):
@@ -130,7 +129,8 @@ def _settle_allocator() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Garbage collected before, and not during."""
+    """Garbage collected before, and not during; malloc in the state of a process that trains."""
+    _settle_allocator()
     was = gc.isenabled()
     gc.collect()
     gc.disable()
