@@ -64,6 +64,15 @@ CONVOLUTIONS = {
     "bands, channels in blocks": conv((1, 300, 24, 40), (6, 300, 3, 3)),
     "bands, pairs of cells": conv((1, 16, 66, 64), (16, 16, 3, 3), padding=1),
 }
+# Pooled gradients, by the cells that have one.
+POOLED = {
+    "channels in blocks": conv((3, 18, 9, 10), (101, 18, 5, 5)),
+    "several groups of images in a share": conv((9, 17, 24, 23), (7, 17, 3, 3), padding=1),
+    "window rows in parts": conv((9, 17, 12, 11), (6, 17, 7, 7), padding=2),
+    "taps one by one": conv((3, 18, 14, 15), (6, 18, 3, 2), padding=1, dilation=2),
+    "stride": conv((3, 17, 17, 18), (6, 17, 5, 3), stride=2, padding=1),
+    "few in a row": conv((7, 17, 9, 4), (2, 17, 3, 3)),
+}
 # What a matrix unit has a way of its own for: tiles of 16 rows, columns and lanes, two by two, in bfloat16.
 TILES = {
     "conv2d": {
@@ -189,6 +198,15 @@ def test_fused(op, keywords, name):
     torch.manual_seed(0)
     sample = CONVOLUTIONS[name](torch.float32)
     check_against_reference(SPECS[op], Sample("", sample.args, {**sample.kwargs, **keywords}))
+
+
+@pytest.mark.parametrize("isa", ISAS, indirect=True)
+@pytest.mark.parametrize("name", POOLED)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pooled(isa, name, dtype):
+    torch.manual_seed(0)
+    sample = POOLED[name](dtype)
+    check_against_reference(SPECS["conv2d_relu_maxpool2d"], Sample("", sample.args, {**sample.kwargs, **POOL}))
 
 
 @pytest.mark.parametrize("op, name", [(op, name) for op, ways in TILES.items() for name in ways])

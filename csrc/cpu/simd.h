@@ -296,6 +296,14 @@ TS_INLINE void transpose_rows(T* dst, int64_t dst_stride, int64_t rows, int64_t 
     for (int64_t c0 = 0; c0 < cols; c0 += L) {
       const int nc = cols - c0 < L ? static_cast<int>(cols - c0) : L;
       Vec<T> block[L];
+      if (nr == L && nc == L) {  // by constants alone, so that it stays in registers
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) block[i] = row(r0 + i, c0, L);
+        transpose<T>(block);
+#pragma GCC unroll 16
+        for (int j = 0; j < L; ++j) store<T>(dst + (c0 + j) * dst_stride + r0, block[j]);
+        continue;
+      }
       for (int i = 0; i < L; ++i) block[i] = i >= nr ? Vec<T>{} : row(r0 + i, c0, nc);
       transpose<T>(block);
       for (int j = 0; j < nc; ++j) store_some<T>(dst + (c0 + j) * dst_stride + r0, block[j], nr);
