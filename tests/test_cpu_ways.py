@@ -56,6 +56,8 @@ CONVOLUTIONS = {
     "weight gradient, pairs, chunks made even": conv((2, 6, 37, 24), (24, 6, 3, 3)),
     "weight gradient, pairs behind a whole panel": conv((3, 7, 6, 6), (52, 7, 3, 3)),
     "weight gradient, several groups in a share": conv((35, 3, 34, 34), (4, 3, 3, 3)),
+    "1x1, the data gradient as a linear layer's": conv((3, 70, 5, 6), (75, 70, 1, 1)),
+    "1x1, the same in two groups of images": conv((1030, 65, 1, 1), (66, 65, 1, 1)),
     "bands of rows, the last with fewer": conv((1, 12, 71, 63), (5, 12, 3, 3)),
     "bands of both gradients": conv((2, 10, 64, 70), (6, 10, 5, 5), padding=2),
     "bands, stride and dilation": conv((1, 9, 131, 127), (6, 9, 3, 3), stride=2, padding=1, dilation=2),
@@ -191,6 +193,7 @@ def test_values_and_gradients(op, make, dtype, isa):  # noqa: F811
         "weight gradient, chunks of an image",
         "bands of rows, the last with fewer",
         "bands, channels in blocks",
+        "1x1, the data gradient as a linear layer's",
     ],
 )
 @pytest.mark.parametrize("op, keywords", [("conv2d_relu", {}), ("conv2d_relu_maxpool2d", POOL)])
@@ -203,7 +206,7 @@ def test_fused(op, keywords, name):
 @pytest.mark.parametrize("isa", ISAS, indirect=True)
 @pytest.mark.parametrize("name", POOLED)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_pooled(isa, name, dtype):
+def test_pooled(isa, name, dtype):  # noqa: F811
     torch.manual_seed(0)
     sample = POOLED[name](dtype)
     check_against_reference(SPECS["conv2d_relu_maxpool2d"], Sample("", sample.args, {**sample.kwargs, **POOL}))

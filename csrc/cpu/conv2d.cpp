@@ -1,11 +1,12 @@
 // conv2d, +ReLU, +ReLU+maxpool on the CPU: an image at a time, expanded in width, a large one in bands of rows, or, for many
 // channels, read in lines (conv_cells.h). The pool runs over the finished image while it is in cache. Backward: conv_weights.h,
-// conv_phases.h, pooled conv_sparse.h. Formulas and shapes: contract/conv2d.h.
+// conv_phases.h, 1 x 1 of few cells conv_pointwise.h, pooled conv_sparse.h. Formulas and shapes: contract/conv2d.h.
 #include "../contract/conv2d.h"
 
 #include "conv_depthwise_last.h"
 #include "conv_depthwise_lines.h"
 #include "conv_phases.h"
+#include "conv_pointwise.h"
 #include "conv_sparse.h"
 
 namespace ts {
@@ -48,9 +49,6 @@ void pool_image(const Dims& d, const Sizes& s, const Wide<T>* image, T* y, void*
     rounded(y + at, result, s.result);
   }
 }
-
-// Output cells of all images up to which packing the weights, cells for the product, would not pay.
-constexpr int64_t kCellsInPlace = 256;
 
 template <class T>
 void conv2d_forward(const conv2d::Forward<T>& p) {
@@ -257,6 +255,16 @@ void conv2d_backward(const conv2d::Backward<T>& p) {
   if (sparse_way<T>(p)) return;
   const Dims d = p.d;
   const Sizes s(d);
+  if constexpr (kPair<T> == 1)
+    if (p.dx && pointwise<T>(d)) {
+      const int64_t image = d.K * s.cells;
+      T* const masked = d.relu ? scratch<T>(Slot::gradient, d.N * image) : nullptr;
+      for (int64_t n = 0; n < d.N && d.relu; ++n) image_gradient<T>(p, s, n, masked + n * image);
+      pointwise_data_gradient<T>(d, d.relu ? masked : p.g, d.relu || !p.g_image ? image : p.g_image, p.w, p.dx);
+      conv2d::Backward<T> rest = p;
+      rest.dx = nullptr;
+      return p.dw || p.db ? conv2d_backward<T>(rest) : void();
+    }
   const int64_t planes = lanes_of<T>(s.Kg);  // of the gradient, for dx
   int64_t* offset = scratch<int64_t>(Slot::cells, s.window + 2 * planes * s.area);
   const Plan plan = plan_of<T>(d, s, offset);

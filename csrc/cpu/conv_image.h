@@ -60,8 +60,8 @@ using ConvTile = void (*)(const Lane<T>*, const int64_t*, int64_t, const Lane<T>
                           const T*, bool);
 
 // Few channels leave registers for more cells, and one chain of sums for each hides the latency of an FMA.
-constexpr int kFewRows = 3;
-TS_INLINE int vectors_at_once(int64_t M) { return M <= kFewRows ? 4 : 2; }
+constexpr int kFewChannels = 3;
+TS_INLINE int vectors_at_once(int64_t M) { return M <= kFewChannels ? 4 : 2; }
 
 template <class T, class Y, bool whole, int R = kRows>
 TS_INLINE ConvTile<T, Y> conv_tile_for(int rows, int vectors) {
@@ -69,7 +69,7 @@ TS_INLINE ConvTile<T, Y> conv_tile_for(int rows, int vectors) {
   else if (rows != R) return conv_tile_for<T, Y, whole, R - 1>(rows, vectors);
   else if (vectors == 1) return conv_tile<T, Y, R, 1, whole>;
   else if (vectors == 2) return conv_tile<T, Y, R, 2, whole>;
-  else if constexpr (R <= kFewRows) return vectors == 3 ? conv_tile<T, Y, R, 3, whole> : conv_tile<T, Y, R, 4, whole>;
+  else if constexpr (R <= kFewChannels) return vectors == 3 ? conv_tile<T, Y, R, 3, whole> : conv_tile<T, Y, R, 4, whole>;
   else return nullptr;
 }
 

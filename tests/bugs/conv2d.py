@@ -200,6 +200,20 @@ BUGS = (
         VALUES + "conv2d",
     ),
     Bug(
+        "a 1 x 1 convolution's later images by the first ones' gradient",
+        "csrc/cpu/conv_pointwise.h",
+        "g + (first + n) * g_image",
+        "g + n * g_image",
+        VALUES + "conv2d",
+    ),
+    Bug(
+        "a 1 x 1 convolution's gradient of few cells where the ReLU is off",
+        "csrc/cpu/conv2d.cpp",
+        "d.relu ? masked : p.g, d.relu ||",
+        "p.g, d.relu ||",
+        "test_fused",
+    ),
+    Bug(
         "a pooled weight gradient of the last group of images alone",
         "csrc/cpu/conv_sparse.h",
         "cells, count, first > begin, sums);",
