@@ -23,6 +23,8 @@ constexpr int kMostTaps = 25;  // a 5 x 5 window in registers
 constexpr int kMostTaps = 12;
 #endif
 
+constexpr int64_t kCellWork = 24;
+
 template <class T>
 struct SparseBackward {
   static constexpr int L = kLanes<T>;
@@ -40,12 +42,13 @@ struct SparseBackward {
   // Where the window of the convolution's output cell (row, column) begins in a padded plane.
   int32_t cell_at(int64_t row, int64_t column) const { return static_cast<int32_t>((row * d.SH * columns + column * d.SW) * L); }
 
-  // Fewer multiply-adds than the dense way, counted in vectors; 2 for the store that goes with each of dx.
+  // Less work than the dense way, in multiply-adds of vectors: those of both gradients and what is loaded and stored with dx count
+  // as 3, and a cell takes as long as some to be listed, sorted and begun with: few channels of a small window do not pay.
   bool pays() const {
     if (!d.pool || d.G != 1 || d.N * d.K == 0 || max_of(plane_size(), d.K * taps * L) > INT32_MAX) return false;
     const int64_t pooled = d.window.OH * d.window.OW;
-    const int64_t dense = d.C * (ceil_div(d.OH * d.OW, L) + ceil_div(d.H * d.W, L));
-    return 3 * pooled * vectors < dense;
+    const int64_t dense = taps * d.C * (ceil_div(d.OH * d.OW, L) + ceil_div(d.H * d.W, L));
+    return pooled * (3 * vectors * taps + kCellWork) < dense;
   }
 
   int64_t plane_size() const { return rows * columns * L; }
