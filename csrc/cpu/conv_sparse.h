@@ -23,6 +23,7 @@ constexpr int kMostTaps = 25;  // a 5 x 5 window in registers
 constexpr int kMostTaps = 12;
 #endif
 
+// What listing, sorting and beginning with a cell takes, in multiply-adds of vectors.
 constexpr int64_t kCellWork = 24;
 
 template <class T>
